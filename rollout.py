@@ -1,0 +1,435 @@
+"""The dialog: sample a response, run its code on the public tests, feed the outcome back, try again.
+
+Paper: section 2.1 ("iterative code synthesis") and figure 2. An episode is a chat. The user states a problem, the model
+answers with a program in a fenced block, the program runs on the *public* tests; if one fails, a user message
+says how, and the model answers again with the whole dialog in its context, up to `turn_limit` times. The last
+response is the solution and is judged on *all* tests.
+
+Tokens in, tokens out. `Episode.ids` is only ever appended to: sampled ids stay as sampled and are never decoded
+and encoded again, so that what is trained on is what was sampled, to the id. A `Turn` is a span of `ids`; nothing else
+marks what the model wrote. `Episode` is the only thing that rollouts and the learner share.
+
+Sampling is written by hand around one key-value cache (`RaggedCache`) because `generate` can neither keep a dialog's cache for its
+next turn nor let a finished row leave. Seats 0..active-1 of the cache decode, the seats behind them wait
+for the sandbox. A row that ends its turn swaps its seat with the last decoding one, its tests start at once, and the others go
+on decoding meanwhile. When half of the seats wait, their results are read in order, finished dialogs make room for new
+ones, and all who enter are prefilled together. When to refill depends on tokens alone, never on the clock: the same
+seed gives the same run. Each dialog draws its noise from its own stream, seeded by (seed, index), so what it samples does
+not depend on who shares the batch.
+
+Where the paper is silent: a response that reaches the length limit is `truncated`, gets no invented end token in its span, and
+counts as it ran; a dialog that no longer fits the context has its feedback cut first (visibly), then ends.
+
+Run alone: `python rollout.py MODEL_DIRECTORY [PROBLEMS]` prints one sampled dialog.
+"""
+
+import argparse
+import re
+import time
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data import (
+    RETRY_WITHOUT_FEEDBACK,
+    Problem,
+    feedback_message,
+    first_message,
+    load_problems,
+    make_job,
+)
+from sandbox import Sandbox, TestResult, Verdict
+
+FENCE = re.compile(r"```(?:[ \t]*(?:python3?|py))?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+SENTINEL = "@response@"  # stands for a response when the chat template is rendered; never tokenized
+CACHE_GROWTH = 256  # tokens by which the cache's capacity grows
+
+
+@dataclass
+class Turn:
+    """One response and what came of it. `ids[start:end]` of its episode are the sampled tokens, the end token included."""
+
+    start: int
+    end: int
+    behaviour_logprobs: list[float]  # one a response token, under the distribution that was sampled from
+    text: str = ""
+    code: str | None = None  # None: no fenced block, or it does not compile
+    results: list[TestResult] | None = None  # on the public tests; None where there was no valid code
+    truncated: bool = False  # cut at the length limit, no end token
+    feedback: str = ""  # the user message that followed; empty at the last turn
+    sandbox_seconds: float = 0.0
+
+    @property
+    def outcome(self) -> str:
+        """"passed", "no valid code", or the verdict of the first public test that failed."""
+        if self.results is None:
+            return "no valid code"
+        return next((r.verdict.value for r in self.results if r.verdict != Verdict.PASSED), "passed")
+
+
+@dataclass
+class Episode:
+    """A whole dialog: the interface between rollouts and the learner."""
+
+    problem: Problem
+    ids: list[int]
+    turns: list[Turn]
+    public_passed: bool  # the last response passes every public test
+    solved: bool  # the last response passes every test, public and private
+    truncated: bool  # ended early because the dialog no longer fitted the context
+    index: int
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How dialogs are sampled. `feedback`: "true", "random" (from other problems) or "none" (only "try again")."""
+
+    turn_limit: int = 3
+    max_new_tokens: int = 1024  # a response
+    context: int = 8192  # a dialog
+    temperature: float = 1.0
+    top_p: float = 1.0
+    feedback: str = "true"
+    batch_rows: int = 256  # dialogs in the cache at once
+
+
+def extract_code(text: str) -> str | None:
+    """The last fenced block of a response if it compiles, else None (paper: a response without valid code)."""
+    blocks = FENCE.findall(text)
+    if not blocks:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile(blocks[-1], "solution.py", "exec")
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
+        return None
+    return blocks[-1]
+
+
+# ---- chat template: messages to token ids ---------------------------------------------------------------------
+
+
+def _defused(tokenizer, message: str) -> str:
+    """Break up spelled-out special tokens: a program's output must not be able to end the user's turn."""
+    for token in tokenizer.all_special_tokens:
+        message = message.replace(token, f"{token[0]} {token[1:]}")
+    return message
+
+
+def prompt_ids(tokenizer, message: str) -> list[int]:
+    """The ids of a dialog's first user message, up to where the response begins."""
+    if tokenizer.chat_template is None:
+        raise ValueError("the model's tokenizer has no chat template: give one with --chat_template FILE")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": _defused(tokenizer, message)}], tokenize=False, add_generation_prompt=True
+    )
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def observation_ids(tokenizer, message: str) -> list[int]:
+    """What the template puts between one response and the next: end of turn, the user's message, the next header."""
+    dialog = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": SENTINEL},
+        {"role": "user", "content": _defused(tokenizer, message)},
+    ]
+    text = tokenizer.apply_chat_template(dialog, tokenize=False, add_generation_prompt=True)
+    return tokenizer.encode(text.split(SENTINEL, 1)[1], add_special_tokens=False)
+
+
+def stop_ids(tokenizer) -> set[int]:
+    """Ids that end a response: the tokenizer's end token and the one with which the template ends a turn."""
+    return {tokenizer.eos_token_id, observation_ids(tokenizer, "?")[0]}
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------
+
+
+class RaggedCache:
+    """A key-value cache whose rows have lengths of their own; transformers' attention layers call `update`.
+
+    Row r holds `lengths[r]` tokens from position 0 on. A forward over `rows` writes each row's new keys behind its old ones.
+    Padding at the right of a shorter row writes too, behind its length, where the mask hides it until it is overwritten.
+    """
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        self.keys: list[torch.Tensor] = []  # a layer each: (rows, heads, capacity, head_dim)
+        self.values: list[torch.Tensor] = []
+        self.lengths: list[int] = []
+        self.rows = slice(0, 0)
+        self.positions = torch.empty(0)  # (rows, new) where the new tokens of this forward stand
+        self.span = 0
+
+    def update(self, new_keys, new_values, layer_index, *_unused):
+        """Store (n, heads, new, head_dim); return all keys and values of these rows, (n, heads, span, head_dim)."""
+        if layer_index == len(self.keys):
+            self.keys.append(new_keys.new_zeros(0, new_keys.shape[1], 0, new_keys.shape[3]))
+            self.values.append(new_values.new_zeros(0, new_values.shape[1], 0, new_values.shape[3]))
+        seats = torch.arange(self.rows.start, self.rows.stop, device=new_keys.device)[:, None]  # (n, 1)
+        for store, new in ((self.keys, new_keys), (self.values, new_values)):
+            old = store[layer_index]
+            if len(old) < len(self.lengths) or old.shape[2] < self.span:
+                capacity = max(old.shape[2], -(-self.span // CACHE_GROWTH) * CACHE_GROWTH)
+                grown = old.new_zeros(max(len(old), len(self.lengths)), old.shape[1], capacity, old.shape[3])
+                grown[: len(old), :, : old.shape[2]] = old
+                store[layer_index] = grown
+            store[layer_index][seats, :, self.positions] = new.transpose(1, 2)
+        return (
+            self.keys[layer_index][self.rows, :, : self.span],
+            self.values[layer_index][self.rows, :, : self.span],
+        )
+
+    def get_seq_length(self, *_unused) -> int:
+        return 0  # positions are given explicitly
+
+    def swap(self, a: int, b: int) -> None:
+        """Exchange two rows."""
+        if a == b:
+            return
+        length = max(self.lengths[a], self.lengths[b])
+        self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
+        for store in (*self.keys, *self.values):
+            store[[a, b], :, :length] = store[[b, a], :, :length]
+
+
+@torch.no_grad()
+def _forward(model, cache: RaggedCache, rows: slice, new_ids: list[list[int]]) -> torch.Tensor:
+    """Append `new_ids` (ragged, one list a row) to the cache; the logits behind each row's last token, (n, V)."""
+    device = model.device
+    counts = torch.tensor([len(ids) for ids in new_ids], device=device)  # (n,)
+    width = int(counts.max())
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in new_ids], device=device)  # (n, new)
+    starts = torch.tensor(cache.lengths[rows], device=device)  # (n,)
+    cache.rows = rows
+    cache.positions = starts[:, None] + torch.arange(width, device=device)  # (n, new)
+    cache.span = int(cache.positions.max()) + 1
+    visible = torch.arange(cache.span, device=device) <= cache.positions[:, None, :, None]  # (n, 1, new, span)
+    mask = torch.zeros(visible.shape, dtype=model.dtype, device=device)  # (n, 1, new, span)
+    mask.masked_fill_(~visible, torch.finfo(model.dtype).min)
+    hidden = model.get_decoder()(
+        ids, attention_mask=mask, position_ids=cache.positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state  # (n, new, D)
+    for row, count in zip(range(rows.start, rows.stop), counts.tolist(), strict=True):
+        cache.lengths[row] += count
+    return model.get_output_embeddings()(hidden[torch.arange(len(counts)), counts - 1])  # (n, V)
+
+
+def sample_tokens(
+    logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens by the inverse of the distribution function, one uniform number a row.
+
+    Args: logits (n, V), noise (n,) in [0, 1). temperature 0 is greedy.
+    Returns: tokens (n,) and their log-probs (n,) under the distribution that was sampled from.
+    """
+    if temperature == 0:
+        tokens = logits.argmax(-1)  # (n,)
+        return tokens, torch.zeros(len(tokens), device=logits.device)  # a sure thing: log 1
+    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)  # (n, V)
+    if top_p < 1:
+        ordered, order = logprobs.sort(dim=-1, descending=True)  # (n, V)
+        before = ordered.exp().cumsum(-1) - ordered.exp()  # (n, V) mass in front of each token
+        ordered = ordered.masked_fill(before >= top_p, -torch.inf)
+        logprobs = torch.empty_like(logprobs).scatter_(-1, order, ordered).log_softmax(-1)  # (n, V)
+    mass = logprobs.exp().double().cumsum(-1)  # (n, V) in double: 128k terms
+    threshold = noise.double()[:, None] * mass[:, -1:]  # (n, 1)
+    tokens = torch.searchsorted(mass, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)  # (n,)
+    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+
+# ---- the dialog -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Dialog:
+    """An episode under way: what stands in the cache, what is still to be fed, and the tests that are running."""
+
+    episode: Episode
+    noise: np.ndarray  # (turn_limit * max_new_tokens,) one uniform number a sampled token
+    feed: list[int]  # ids that the cache does not hold yet
+    drawn: int = 0
+    public: Future | None = None
+    other: tuple[Problem, Future] | None = None  # random feedback: another problem and a wrong program's results
+    private: Future | None = None
+    picks: np.random.Generator = field(default_factory=np.random.default_rng)
+
+
+def _end_turn(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: RolloutSettings, others) -> None:
+    """Read the code out of the response and start its public tests."""
+    episode, turn = dialog.episode, dialog.episode.turns[-1]
+    turn.text = tokenizer.decode(episode.ids[turn.start : turn.end], skip_special_tokens=True)
+    turn.code = extract_code(turn.text)
+    problem = episode.problem
+    dialog.public = turn.code and sandbox.submit(make_job(problem, turn.code, problem.public_tests))
+    if settings.feedback == "random" and len(episode.turns) < settings.turn_limit:
+        key = problem.answer or problem.name
+        while True:
+            other = others[int(dialog.picks.integers(len(others)))]
+            if (other.answer or other.name) != key:
+                break
+        wrong = other.incorrect_solutions or ("raise NotImplementedError",)
+        code = wrong[int(dialog.picks.integers(len(wrong)))]
+        dialog.other = (other, sandbox.submit(make_job(other, code, other.public_tests)))
+
+
+def _continues(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: RolloutSettings) -> bool:
+    """Wait for the public tests; either append the feedback and go on, or end the episode and start its final judging."""
+    episode, turn = dialog.episode, dialog.episode.turns[-1]
+    waited = time.perf_counter()
+    turn.results = dialog.public.result() if dialog.public else None
+    turn.sandbox_seconds = time.perf_counter() - waited
+    episode.public_passed = turn.outcome == "passed"
+    if episode.public_passed:
+        job = make_job(episode.problem, turn.code, episode.problem.private_tests, stop_at_first_failure=True)
+        dialog.private = sandbox.submit(job)
+    if episode.public_passed or len(episode.turns) == settings.turn_limit:
+        return False
+    for cut in (2000, 500, 100):  # characters of a field: a dialog that gets too long loses feedback first
+        if settings.feedback == "none":
+            turn.feedback = RETRY_WITHOUT_FEEDBACK
+        elif settings.feedback == "random":
+            other, results = dialog.other
+            turn.feedback = feedback_message(other, results.result(), cut=cut)
+        else:
+            turn.feedback = feedback_message(episode.problem, turn.results, cut=cut)
+        new = observation_ids(tokenizer, turn.feedback)
+        if episode.ids[-1] == new[0] and not turn.truncated:
+            new = new[1:]  # the model itself has ended its turn
+        if len(episode.ids) + len(new) + settings.max_new_tokens <= settings.context:
+            dialog.feed += new
+            episode.ids += new
+            return True
+    turn.feedback = ""
+    episode.truncated = True
+    return False
+
+
+def rollout(
+    model,
+    tokenizer,
+    problems: Sequence[Problem],
+    sandbox: Sandbox,
+    settings: RolloutSettings,
+    seed: int,
+    first_index: int = 0,
+    progress: bool = False,
+    feedback_problems: Sequence[Problem] = (),
+) -> list[Episode]:
+    """Sample one episode for each entry of `problems` (repeat a problem to get several).
+
+    Args:
+        model: a transformers causal LM; tokenizer: its tokenizer, with a chat template.
+        seed, first_index: episode i draws its noise from the stream (seed, first_index + i).
+        feedback_problems: where random feedback comes from; default `problems`.
+    Returns: the episodes, in the order of `problems`.
+    Raises: ValueError if a prompt and `max_new_tokens` do not fit the context, or for unknown feedback.
+    """
+    if settings.feedback not in ("true", "random", "none"):
+        raise ValueError(f"feedback is {settings.feedback!r}, but must be true, random or none")
+    others = feedback_problems or problems
+    if settings.feedback == "random" and len({p.answer or p.name for p in others}) < 2:
+        raise ValueError("random feedback needs problems with at least two different answers")
+    was_training = model.training
+    model.eval()
+    waiting: deque[_Dialog] = deque()
+    for index, problem in enumerate(problems, first_index):
+        ids = prompt_ids(tokenizer, first_message(problem))
+        if len(ids) + settings.max_new_tokens > settings.context:
+            raise ValueError(
+                f"the prompt of {problem.name} has {len(ids)} tokens: with {settings.max_new_tokens} new tokens it "
+                f"does not fit a context of {settings.context}"
+            )
+        noise = np.random.default_rng([seed, index])
+        waiting.append(
+            _Dialog(
+                Episode(problem, ids, [], False, False, False, index),
+                noise.random(settings.turn_limit * settings.max_new_tokens),
+                feed=list(ids),
+                picks=noise,
+            )
+        )
+    dialogs = list(waiting)
+    ends = stop_ids(tokenizer)
+    cache = RaggedCache()
+    seats: list[_Dialog] = []  # seats[i] owns row i of the cache; seats[:active] decode, the others wait for tests
+    active = 0
+    bar = tqdm(total=len(dialogs), desc="rollout", unit="dialog", disable=not progress, leave=False)
+
+    while seats or waiting:
+        if active <= len(seats) // 2:
+            # Results in the order of the seats, never of the clock.
+            for seat in range(len(seats) - 1, active - 1, -1):
+                if not _continues(seats[seat], tokenizer, sandbox, settings):
+                    cache.swap(seat, len(seats) - 1)
+                    seats[seat] = seats[-1]
+                    seats.pop()
+                    cache.lengths.pop()
+                    bar.update()
+            while waiting and len(seats) < settings.batch_rows:
+                seats.append(waiting.popleft())
+                cache.lengths.append(0)
+            for dialog in seats[active:]:
+                at = len(dialog.episode.ids)
+                dialog.episode.turns.append(Turn(at, at, []))
+            if active < len(seats):
+                # All but the last token of what is new: the last one goes through the decoding step below.
+                entering = slice(active, len(seats))
+                _forward(model, cache, entering, [dialog.feed[:-1] for dialog in seats[entering]])
+                for dialog in seats[entering]:
+                    dialog.feed = dialog.feed[-1:]
+            active = len(seats)
+            continue
+        decoding = slice(0, active)
+        logits = _forward(model, cache, decoding, [dialog.feed for dialog in seats[decoding]])  # (n, V)
+        noise = torch.tensor([d.noise[d.drawn] for d in seats[decoding]], device=logits.device)  # (n,)
+        tokens, logprobs = sample_tokens(logits, noise, settings.temperature, settings.top_p)  # (n,), (n,)
+        sampled = list(zip(tokens.tolist(), logprobs.tolist(), strict=True))
+        for seat in range(active - 1, -1, -1):
+            (token, logprob), dialog = sampled[seat], seats[seat]
+            turn = dialog.episode.turns[-1]
+            dialog.episode.ids.append(token)
+            dialog.drawn += 1
+            turn.end += 1
+            turn.behaviour_logprobs.append(logprob)
+            dialog.feed = [token]
+            turn.truncated = token not in ends and turn.end - turn.start == settings.max_new_tokens
+            if token in ends or turn.truncated:
+                _end_turn(dialog, tokenizer, sandbox, settings, others)
+                active -= 1
+                cache.swap(seat, active)
+                seats[seat], seats[active] = seats[active], seats[seat]
+    for dialog in dialogs:
+        if dialog.private:
+            dialog.episode.solved = all(r.verdict == Verdict.PASSED for r in dialog.private.result())
+    bar.close()
+    model.train(was_training)
+    return [dialog.episode for dialog in dialogs]
+
+
+def show(tokenizer, episode: Episode) -> str:
+    """An episode as a person reads it: every token of the dialog, and the verdict of each turn."""
+    text = tokenizer.decode(episode.ids, skip_special_tokens=False)
+    outcomes = ", ".join(f"turn {i}: {turn.outcome}" for i, turn in enumerate(episode.turns, 1))
+    return f"{text}\n[{episode.problem.name}; {outcomes}; {'solved' if episode.solved else 'not solved'}]"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Print one sampled dialog.")
+    parser.add_argument("model", help="a Hugging Face directory or hub name")
+    parser.add_argument("problems", nargs="?", default="toy", help="a problem set or file (default: toy)")
+    arguments = parser.parse_args()
+    chat = AutoTokenizer.from_pretrained(arguments.model)
+    language_model = AutoModelForCausalLM.from_pretrained(arguments.model)
+    first = list(load_problems(arguments.problems, "test")[:1])
+    with Sandbox() as executor:
+        print(show(chat, rollout(language_model, chat, first, executor, RolloutSettings(), seed=0)[0]))
