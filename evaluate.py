@@ -1,88 +1,183 @@
 """Evaluation: sample rollouts of every problem, and count what the paper counts.
 
-Paper: sections 3 and 4. `evaluate` samples and returns a summary; `summarise` is a pure function of episode *records*, the plain
-dicts that `record` makes of episodes.
+    python evaluate.py --model runs/toy/best --problems toy --split test
+    python evaluate.py --model DIR --feedback true random   # does the model read its feedback?
+    python evaluate.py --model DIR --turn_limits 1 3 5 10   # figure 4, and single-turn: as many samples each
+    python evaluate.py --compare RUN_A RUN_B                # paired differences, no model needed
+
+Paper: n@k in section 3.1, behaviour in figures 3 and 4. A sample is one response: a rollout with turn limit
+L counts as L, and n@k draws floor(k / L) rollouts. A run's directory has `episodes.jsonl` (a *record* a line;
+all measures are pure functions of records), `settings.json` (what was sampled) and `summary.json`. A second
+call goes on where the first stopped, to the same result: a rollout's noise depends on (seed, index) alone.
+
+Differs: standard errors are bootstrapped over problems; random feedback comes from the same split's problems.
+Not here: the paper's HumanEval+ and MBPP+ numbers, several devices.
 """
 
+import argparse
+import json
+import re
+import sys
 import time
+import zlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from itertools import accumulate, product
+from math import comb
+from pathlib import Path
 
-from data import Problem, first_message
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data import Problem, first_message, load_problems
 from rollout import Episode, RolloutSettings, rollout
 from sandbox import Sandbox, Verdict
 
 OUTCOMES = ("no valid code", *(verdict.value for verdict in Verdict if verdict != Verdict.PASSED), "passed")
+PAPER = {  # 1@3 on CodeContests, turn limit 3
+    "paper, 8B Instruct": {"valid": 0.089, "test": 0.105},
+    "paper, 8B Instruct + RLEF": {"valid": 0.172, "test": 0.160},
+    "paper, 70B Instruct": {"valid": 0.259, "test": 0.275},
+    "paper, 70B Instruct + RLEF": {"valid": 0.375, "test": 0.401},
+}
+
+
+def n_at_k(rollouts: int, public_passed: int, solved: int, n: int, draws: int) -> float:
+    """Probability that one of n submissions is right, in closed form (paper section 3.1).
+
+    `draws` rollouts are drawn without replacement; n of those that pass the public tests are submitted, fewer
+    if fewer do. How many pass is hypergeometric; all sets of passing rollouts are equally likely submitted.
+    """
+    chance = 0.0
+    for passing in range(max(0, draws - rollouts + public_passed), min(public_passed, draws) + 1):
+        ways = comb(public_passed, passing) * comb(rollouts - public_passed, draws - passing)
+        submitted = min(n, passing)
+        none_right = comb(public_passed - solved, submitted) / comb(public_passed, submitted)
+        chance += ways / comb(rollouts, draws) * (1 - none_right)
+    return chance
+
+
+def pass_at_k(rollouts: int, solved: int, k: int) -> float:
+    """Probability that one of k rollouts, drawn without replacement, is right (Chen et al. 2021)."""
+    return 1 - comb(rollouts - solved, k) / comb(rollouts, k)
+
+
+def rollouts_drawn(measure: str, turn_limit: int, available: int) -> int:
+    """How many rollouts of a problem "n@k" or "pass@k" draws. Raises: ValueError if not 1 to `available`."""
+    parts = re.fullmatch(r"([1-9]\d*|pass)@([1-9]\d*)", measure)
+    if not parts or (parts[1] != "pass" and int(parts[1]) > int(parts[2])):
+        raise ValueError(f"{measure!r} is not a measure: write n@k with n at most k, or pass@k")
+    draws = int(parts[2]) if parts[1] == "pass" else int(parts[2]) // turn_limit
+    if not 1 <= draws <= available:
+        needed = f"{draws} rollouts a problem" if draws else f"at least {turn_limit} samples"
+        raise ValueError(f"{measure} at turn limit {turn_limit} needs {needed}, but has {available} rollouts")
+    return draws
+
+
+def problem_scores(records: Sequence[dict], measure: str, turn_limit: int) -> dict[str, float]:
+    """Each problem's estimate of "n@k" or "pass@k"."""
+    counts = defaultdict(Counter)
+    for entry in records:
+        counts[entry["problem"]].update(all=1, passed=entry["public_passed"], solved=entry["solved"])
+    draws = rollouts_drawn(measure, turn_limit, min((c["all"] for c in counts.values()), default=0))
+    if measure.startswith("pass"):
+        return {name: pass_at_k(c["all"], c["solved"], draws) for name, c in counts.items()}
+    n = int(measure.split("@")[0])
+    return {name: n_at_k(c["all"], c["passed"], c["solved"], n, draws) for name, c in counts.items()}
+
+
+def standard_error(scores: Sequence[float], resamples: int = 1000) -> float:
+    """Bootstrap standard error of the mean over problems."""
+    values = np.asarray(scores, dtype=float)  # (P,)
+    picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))  # (resamples, P)
+    return float(values[picks].mean(1).std())
+
+
+def chrf(hypothesis: str, reference: str) -> float:
+    """chrF (Popović 2015), 0 to 100: F-score (beta 2) of mean n-gram precision and recall, n = 1..6.
+
+    White space is left out; orders for which a side is too short do not count: sacrebleu's effective order.
+    """
+    sides = ["".join(hypothesis.split()), "".join(reference.split())]
+    precisions, recalls = [], []
+    for n in range(1, min(6, *map(len, sides)) + 1):
+        ours, theirs = (Counter(side[i : i + n] for i in range(len(side) - n + 1)) for side in sides)
+        precisions.append((ours & theirs).total() / ours.total())
+        recalls.append((ours & theirs).total() / theirs.total())
+    precision, recall = _mean(precisions), _mean(recalls)
+    return 100 * 5 * precision * recall / (4 * precision + recall) if precision else 0.0
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0
 
 
 def record(episode: Episode, wall_seconds: float = 0.0) -> dict:
-    """An episode as the plain dict that is written to episodes.jsonl. Texts of responses stand in `dialog` only."""
+    """An episode as the dict of `episodes.jsonl`; `wall_seconds` is its share of the batch's time."""
     dialog = [{"role": "user", "content": first_message(episode.problem)}]
     for turn in episode.turns:
         dialog.append({"role": "assistant", "content": turn.text})
-        if turn.feedback:
-            dialog.append({"role": "user", "content": turn.feedback})
-    generated = sum(turn.end - turn.start for turn in episode.turns)
-    return {
-        "index": episode.index,
+        dialog += [{"role": "user", "content": turn.feedback}] if turn.feedback else []
+    kept = ("outcome", "code", "truncated", "sandbox_seconds")
+    return {name: getattr(episode, name) for name in ("index", "public_passed", "solved", "truncated")} | {
         "problem": episode.problem.name,
         "group": episode.problem.group,
         "public_tests": len(episode.problem.public_tests),
-        "public_passed": episode.public_passed,
-        "solved": episode.solved,
-        "truncated": episode.truncated,
-        "generated_tokens": generated,
-        "prompt_tokens": len(episode.ids) - generated,
-        "sandbox_seconds": sum(turn.sandbox_seconds for turn in episode.turns),
+        "ids": len(episode.ids),
         "wall_seconds": wall_seconds,
         "turns": [
-            {
-                "outcome": turn.outcome,
-                "code": turn.code,
-                "tokens": turn.end - turn.start,
-                "truncated": turn.truncated,
-            }
-            for turn in episode.turns
+            {name: getattr(t, name) for name in kept} | {"tokens": t.end - t.start} for t in episode.turns
         ],
         "dialog": dialog,
     }
 
 
-def _share(count: float, total: float) -> float:
-    return count / total if total else 0.0
-
-
-def _solved_by(records: Sequence[dict], key: str) -> dict[str, float]:
-    """Share of rollouts solved, for each value of a record's field."""
-    solved = defaultdict(list)
-    for entry in records:
-        solved[str(entry[key])].append(entry["solved"])
-    return {value: _share(sum(of), len(of)) for value, of in sorted(solved.items())}
-
-
 def summarise(records: Sequence[dict], turn_limit: int) -> dict:
-    """Everything that can be counted without drawing: shares of rollouts unless said otherwise; JSON throughout."""
-    responses = [[m["content"] for m in entry["dialog"] if m["role"] == "assistant"] for entry in records]
-    outcomes = [[turn["outcome"] for turn in entry["turns"]] for entry in records]
+    """All that is counted without drawing, as plain JSON: shares of the rollouts unless said otherwise.
+
+    Counts: `outcomes`, `transitions` (one response to the next), `chrf_histogram` (tenths). Shares of a part:
+    `recovered`, solved in the end, of those whose first response failed; `false_positives`, failing a private
+    test, of those that pass the public ones; `repeats`, the same text again, of responses after feedback.
+    """
+
+    def solved_by(key: str) -> dict[str, float]:
+        values = sorted({entry[key] for entry in records})
+        return {str(value): _mean(e["solved"] for e in records if e[key] == value) for value in values}
+
     turns = [turn for entry in records for turn in entry["turns"]]
-    later = [pair for texts in responses for pair in zip(texts, texts[1:], strict=False)]
-    passed = [entry for entry in records if entry["public_passed"]]
-    by_turn = [Counter(o[turn] for o in outcomes if turn < len(o)) for turn in range(turn_limit)]
+    steps = [step for entry in records for step in zip(entry["turns"], entry["turns"][1:], strict=False)]
+    texts = [[message["content"] for message in entry["dialog"][1::2]] for entry in records]
+    by_turn = [[e["turns"][t] for e in records if t < len(e["turns"])] for t in range(turn_limit)]
+    outcomes = [Counter(turn["outcome"] for turn in of) for of in by_turn]
+    moves = Counter((before["outcome"], after["outcome"]) for before, after in steps)
+    similarity = [chrf(b["code"], a["code"]) for a, b in steps if a["code"] and b["code"]]
+    solved_at = [sum(e["solved"] and len(e["turns"]) == t for e in records) for t in range(1, turn_limit + 1)]
+    tokens = sum(turn["tokens"] for turn in turns)
     return {
         "rollouts": len(records),
-        "solved": _share(sum(entry["solved"] for entry in records), len(records)),
-        "solved_by_turn": [
-            _share(sum(e["solved"] and len(e["turns"]) <= limit for e in records), len(records))
-            for limit in range(1, turn_limit + 1)
-        ],
-        "by_group": _solved_by(records, "group"),
-        "by_public_tests": _solved_by(records, "public_tests"),
-        "false_positives": _share(sum(not entry["solved"] for entry in passed), len(passed)),
-        "outcomes_by_turn": [{kind: counts[kind] for kind in OUTCOMES} for counts in by_turn],
-        "repeats": _share(sum(a == b for a, b in later), len(later)),
-        "invalid_code": _share(sum(turn["code"] is None for turn in turns), len(turns)),
-        "truncated_responses": _share(sum(turn["truncated"] for turn in turns), len(turns)),
-        "truncated_dialogs": _share(sum(entry["truncated"] for entry in records), len(records)),
+        "solved": _mean(entry["solved"] for entry in records),
+        "solved_by_turn": [done / max(1, len(records)) for done in accumulate(solved_at)],
+        "by_group": solved_by("group"),
+        "by_public_tests": solved_by("public_tests"),
+        "false_positives": _mean(not entry["solved"] for entry in records if entry["public_passed"]),
+        "outcomes": {f"turn {t}": {kind: of[kind] for kind in OUTCOMES} for t, of in enumerate(outcomes, 1)},
+        "transitions": {a: {b: moves[a, b] for b in OUTCOMES} for a in OUTCOMES[:-1]},
+        "recovered": _mean(e["solved"] for e in records if e["turns"][0]["outcome"] != "passed"),
+        "repeats": _mean(a == b for of in texts for a, b in zip(of, of[1:], strict=False)),
+        "chrf": _mean(similarity),
+        "chrf_histogram": np.histogram(similarity, bins=10, range=(0, 100))[0].tolist(),
+        "response_tokens": [_mean(turn["tokens"] for turn in of) for of in by_turn],
+        "truncated_responses": _mean(turn["truncated"] for turn in turns),
+        "truncated_dialogs": _mean(entry["truncated"] for entry in records),
+        "generated_tokens": tokens,
+        "prompt_tokens": sum(entry["ids"] for entry in records) - tokens,
+        "sandbox_seconds": sum(turn["sandbox_seconds"] for turn in turns),
+        "wall_seconds": sum(entry["wall_seconds"] for entry in records),
+        "solved_per_1000_tokens": 1000 * sum(solved_at) / max(1, tokens),
     }
 
 
@@ -96,21 +191,170 @@ def evaluate(
     seed: int,
     feedback_problems: Sequence[Problem] = (),
 ) -> tuple[dict, list[Episode]]:
-    """Sample `rollouts_per_problem` episodes of each problem and summarise them.
-
-    Returns: `summarise`'s dict, and the episodes: round by round, each round in the order of `problems`.
-    """
+    """Sample every problem: `summarise`'s dict, and the episodes, one round of all problems after another."""
     began = time.perf_counter()
-    schedule = list(problems) * rollouts_per_problem
-    episodes = rollout(
-        model,
-        tokenizer,
-        schedule,
-        sandbox,
-        settings,
-        seed,
-        progress=True,
-        feedback_problems=feedback_problems or problems,
-    )
+    schedule, others = list(problems) * rollouts_per_problem, feedback_problems or problems
+    episodes = rollout(model, tokenizer, schedule, sandbox, settings, seed, 0, True, feedback_problems=others)
     share = (time.perf_counter() - began) / max(1, len(episodes))
     return summarise([record(episode, share) for episode in episodes], settings.turn_limit), episodes
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside `path`, then rename: what stands there is always whole."""
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def read_run(directory: Path) -> tuple[dict, list[dict]]:
+    """Settings and records of a run; a last line without its end, cut by a crash, is left out."""
+    lines = (directory / "episodes.jsonl").read_text().split("\n")[:-1]
+    return json.loads((directory / "settings.json").read_text()), [json.loads(line) for line in lines]
+
+
+def _sample(model, tokenizer, problems, sandbox, settings, rollouts, about, directory, others) -> list[dict]:
+    """Records of `rollouts` a problem, resumable in `directory`; a later call must agree with `about`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path, records = directory / "episodes.jsonl", []
+    if path.exists():
+        old, records = read_run(directory)
+        wrong = [f"{key} {old.get(key)!r}, now {about[key]!r}" for key in about if old.get(key) != about[key]]
+        if wrong:
+            raise ValueError(f"{directory} holds rollouts with {'; '.join(wrong)}: give another --output")
+    write_whole(directory / "settings.json", json.dumps(about, indent=1))
+    schedule, chunk = list(problems) * rollouts, 2 * settings.batch_rows
+    if len(records) < len(schedule):
+        # Who shares a batch moves logits by a rounding error: an unfinished chunk is sampled again whole.
+        records = records[: len(records) // chunk * chunk]
+        write_whole(path, "".join(json.dumps(entry) + "\n" for entry in records))
+    bar = tqdm(total=len(schedule), initial=len(records), desc=directory.name, unit="rollout")
+    for start in range(len(records), len(schedule), chunk):
+        began, part = time.perf_counter(), schedule[start : start + chunk]
+        episodes = rollout(model, tokenizer, part, sandbox, settings, about["seed"], start, True, others)
+        share = (time.perf_counter() - began) / len(part)
+        records += [record(episode, share) for episode in episodes]
+        with path.open("a") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in records[start:])
+        bar.update(len(part))
+        bar.set_postfix_str(f"solved {_mean(entry['solved'] for entry in records):.3f}")
+    bar.close()
+    return records[: len(schedule)]
+
+
+def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
+    """Settings and records of a run for each feedback, turn limit and temperature that the flags ask for."""
+    if min(args.rollouts, *args.turn_limits) < 1:
+        raise ValueError(
+            f"--rollouts {args.rollouts} and --turn_limits {args.turn_limits} must be at least 1"
+        )
+    samples = args.rollouts * max(args.turn_limits)
+    for measure, limit in product(args.report, args.turn_limits):
+        rollouts_drawn(measure, limit, samples // limit)
+    sure = {measure.startswith("1@") or measure == "pass@1" for measure in args.report}
+    temperatures = args.temperature or [0.2 if one else 1.0 for one in sure]
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    if args.chat_template:
+        tokenizer.chat_template = Path(args.chat_template).read_text()
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto").to(args.device)
+    weights = 0  # a checksum: old rollouts must not pass for those of a retrained model
+    for parameter in model.parameters():
+        weights = zlib.crc32(parameter.detach().cpu().flatten().view(torch.uint8).numpy(), weights)
+    context, rows = min(args.context, model.config.max_position_embeddings), args.batch_rows
+    new = args.max_new_tokens or context // 8
+    split, cut = load_problems(args.problems, args.split), args.public_tests or sys.maxsize
+    problems = [
+        replace(p, public_tests=p.public_tests[:cut], private_tests=p.public_tests[cut:] + p.private_tests)
+        for p in split[: args.limit_problems or None]
+    ]
+    flags = ("model", "problems", "split", "limit_problems", "public_tests", "chat_template", "seed")
+    variants, runs = list(product(args.feedback, args.turn_limits, temperatures)), {}
+    with Sandbox() as sandbox:
+        for feedback, limit, temperature in variants:
+            settings = RolloutSettings(limit, new, context, temperature, args.top_p, feedback, rows)
+            about = {flag: getattr(args, flag) for flag in flags} | {"weights": weights} | asdict(settings)
+            name = f"{feedback}-{limit}-{temperature}"
+            place = Path(args.output) / (name if len(variants) > 1 else "")
+            count = samples // limit
+            records = _sample(model, tokenizer, problems, sandbox, settings, count, about, place, split)
+            runs[name] = (about, records)
+    return runs
+
+
+def compare(runs: dict[str, tuple[dict, list]], measures: Sequence[str]) -> tuple[dict, dict]:
+    """Summaries by name, and `table` rows: runs, differences to the first, paired by problem, the paper's.
+
+    Raises: ValueError if a run has too few rollouts for a measure, or no problem in common with the first.
+    """
+    summaries, rows, scores, first = {}, {}, {}, next(iter(runs))
+    told = ("solved", "recovered", "repeats", "chrf", "false_positives", "solved_per_1000_tokens")
+    for name, (about, records) in runs.items():
+        scores[name] = {m: problem_scores(records, m, about["turn_limit"]) for m in measures}
+        estimates = {
+            m: (_mean(of.values()), standard_error([*of.values()])) for m, of in scores[name].items()
+        }
+        summary = summarise(records, about["turn_limit"])
+        summaries[name] = {"settings": about, "measures": estimates, **summary}
+        rows[name] = {m: f"{value:.3f} ±{error:.3f}" for m, (value, error) in estimates.items()}
+        rows[name] |= {key: f"{summary[key]:.3f}" for key in told}
+    for name in list(runs)[1:]:
+        shared = sorted(scores[name][measures[0]].keys() & scores[first][measures[0]].keys())
+        if not shared:
+            raise ValueError(f"{name} and {first} have no problem in common")
+        gaps = {m: [scores[name][m][p] - scores[first][m][p] for p in shared] for m in measures}
+        row = {m: f"{_mean(gap):+.3f} ±{standard_error(gap):.3f}" for m, gap in gaps.items()}
+        rows[f"{name} less {first}, {len(shared)} problems"] = row
+    split = runs[first][0]["split"] if runs[first][0]["problems"] == "code_contests" else ""
+    return summaries, rows | {name: {"1@3": f"{by[split]:.3f}"} for name, by in PAPER.items() if split in by}
+
+
+def table(rows: dict[str, dict]) -> str:
+    """Rows of named cells as aligned text; rows and columns of nothing but 0 are left out."""
+    rows = {name: row for name, row in rows.items() if any(row.values())}
+    columns = [name for name in next(iter(rows.values()), {}) if any(row.get(name) for row in rows.values())]
+    lines = [["", *columns]]
+    lines += [[name, *(str(row.get(column, "")) for column in columns)] for name, row in rows.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("--model", default="runs/toy/best", help="Hugging Face directory or hub name")
+    add("--problems", default="toy", help="toy, code_contests, humaneval_plus, mbpp_plus, or a file")
+    add("--split", default="test")
+    add("--compare", nargs="+", metavar="RUN", help="directories of runs: compare them, sample nothing")
+    add("--output", default="runs/evaluation", help="directory of the run; of several runs, the one above")
+    add("--report", nargs="+", help="such as 1@3 10@100 pass@10 (default: 1@L of the longest turn limit L)")
+    add("--rollouts", type=int, default=20, help="a problem, at the longest turn limit; else as many samples")
+    add("--turn_limits", type=int, nargs="+", default=[3], help="responses a rollout may have")
+    add("--feedback", nargs="+", default=["true"], choices=["true", "random", "none"])
+    add("--temperature", type=float, nargs="+", help="default: the paper's, 0.2 for 1@k and pass@1, else 1.0")
+    add("--top_p", type=float, default=0.95)
+    add("--max_new_tokens", type=int, default=0, help="of a response (default: an eighth of the context)")
+    add("--context", type=int, default=8192, help="tokens of a dialog, at most the model's own limit")
+    add("--batch_rows", type=int, default=256, help="dialogs sampled at once")
+    add("--public_tests", type=int, default=0, help="only so many a problem; the others become private")
+    add("--limit_problems", type=int, default=0, help="only the first so many problems")
+    add("--chat_template", default="", help="file with a chat template, for models that have none")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.report = args.report or [f"1@{max(args.turn_limits)}"]
+    runs = {name: read_run(Path(name)) for name in args.compare} if args.compare else sample_runs(args)
+    summaries, rows = compare(runs, args.report)
+    for name, summary in summaries.items():
+        print(f"\n{name}\n{table(summary['outcomes'])}\n\n{table(summary['transitions'])}")
+    print("\n" + table(rows))
+    Path(args.output).mkdir(parents=True, exist_ok=True)
+    name = "comparison.json" if args.compare else "summary.json"
+    write_whole(Path(args.output) / name, json.dumps(summaries, indent=1))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        sys.exit(2)
