@@ -11,7 +11,7 @@ all measures are pure functions of records), `settings.json` (what was sampled) 
 call goes on where the first stopped, to the same result: a rollout's noise depends on (seed, index) alone.
 
 Differs: standard errors are bootstrapped over problems; random feedback comes from the same split's problems.
-Not here: the paper's HumanEval+ and MBPP+ numbers, several devices.
+Not here: pictures, the paper's HumanEval+ and MBPP+ numbers, several devices.
 """
 
 import argparse
@@ -251,7 +251,7 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     for measure, limit in product(args.report, args.turn_limits):
         rollouts_drawn(measure, limit, samples // limit)
     sure = {measure.startswith("1@") or measure == "pass@1" for measure in args.report}
-    temperatures = args.temperature or [0.2 if one else 1.0 for one in sure]
+    temperatures = args.temperature or [0.2 if one else 1.0 for one in sorted(sure, reverse=True)]
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     if args.chat_template:
         tokenizer.chat_template = Path(args.chat_template).read_text()
@@ -311,14 +311,13 @@ def table(rows: dict[str, dict]) -> str:
     """Rows of named cells as aligned text; rows and columns of nothing but 0 are left out."""
     rows = {name: row for name, row in rows.items() if any(row.values())}
     columns = [name for name in next(iter(rows.values()), {}) if any(row.get(name) for row in rows.values())]
-    lines = [["", *columns]]
-    lines += [[name, *(str(row.get(column, "")) for column in columns)] for name, row in rows.items()]
+    lines = [[name, *(str(row.get(column, "")) for column in columns)] for name, row in rows.items()]
+    lines.insert(0, ["", *columns])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
 
 
 def main() -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("--model", default="runs/toy/best", help="Hugging Face directory or hub name")
@@ -345,16 +344,17 @@ def main() -> None:
     runs = {name: read_run(Path(name)) for name in args.compare} if args.compare else sample_runs(args)
     summaries, rows = compare(runs, args.report)
     for name, summary in summaries.items():
-        print(f"\n{name}\n{table(summary['outcomes'])}\n\n{table(summary['transitions'])}")
+        groups = {group or "all": {"solved": f"{share:.3f}"} for group, share in summary["by_group"].items()}
+        print(f"\n{name}", *map(table, (summary["outcomes"], summary["transitions"], groups)), sep="\n\n")
     print("\n" + table(rows))
     Path(args.output).mkdir(parents=True, exist_ok=True)
-    name = "comparison.json" if args.compare else "summary.json"
-    write_whole(Path(args.output) / name, json.dumps(summaries, indent=1))
+    target = Path(args.output) / ("comparison.json" if args.compare else "summary.json")
+    write_whole(target, json.dumps(summaries, indent=1))
 
 
 if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
+        print(f"evaluate.py: {str(error).partition(chr(10))[0]}", file=sys.stderr)
         sys.exit(2)
