@@ -2,17 +2,21 @@
 
 Paper: section 2.2. Three things differ from the PPO of other language-model code:
 
-1. The reward, the return and the advantage belong to a *turn*. Every token of a response gets the one advantage of its turn:
+1. The reward, the return and the advantage belong to a *turn*. Every token of a response gets the one
+advantage of its turn:
    A_t = G_t - V(c_t), with G_t = sum over i >= t of R_i. No GAE, gamma 1.
-2. The KL penalty of a turn compares the *geometric means* of the token probabilities, pi^(1/n) and rho^(1/n): the mean log-ratio
+2. The KL penalty of a turn compares the *geometric means* of the token probabilities, pi^(1/n) and
+rho^(1/n): the mean log-ratio
    rather than its sum. A long response is not punished for being long.
-3. The ratio carries min(pi / pi_b, 1) as a constant factor, for rollouts that were sampled by other weights or kernels (pi_b, recorded
+3. The ratio carries min(pi / pi_b, 1) as a constant factor, for rollouts that were sampled by other weights
+or kernels (pi_b, recorded
    while sampling) than those of the update's start (pi_old, recomputed by the same forward that is trained).
 
-Shapes. B dialogs of up to T tokens are padded at the right: attention is causal, so padding changes nothing and needs no
-mask. From there on there is no padding either: the R response tokens of a batch lie behind one another, (R,), its N turns
-likewise, (N,), and `turn_of_token` (R,) says whose token is whose. There is no response mask that could be off by one: prompts
-and feedback never enter these vectors. `collate` is the only place that turns positions into indices.
+Shapes. B dialogs of up to T tokens are padded at the right: attention is causal, so padding changes nothing
+and needs no mask. From there on there is no padding either: the R response tokens of a batch lie behind one
+another, (R,), its N turns likewise, (N,), and `turn_of_token` (R,) says whose token is whose. There is no
+response mask that could be off by one: prompts and feedback never enter these vectors. `collate` is the only
+place that turns positions into indices.
 """
 
 from collections.abc import Sequence
@@ -54,7 +58,7 @@ def collate(episodes: Sequence[Episode], device: torch.device) -> Batch:
     )
 
 
-# ---- log-probabilities ----------------------------------------------------------------------------------------
+# ---- log-probabilities -------------------------------------------------------------------------------------
 
 
 def chunked_logprobs(
@@ -62,10 +66,11 @@ def chunked_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of `targets` and entropies, without ever holding (R, V) floats.
 
-    Logits of `chunk` tokens are made, used and dropped; the backward pass makes them again. In fp32: the log-softmax
-    of bf16 logits errs by 0.03 a token.
+    Logits of `chunk` tokens are made, used and dropped; the backward pass makes them again. In fp32: the
+    log-softmax of bf16 logits errs by 0.03 a token.
 
-    Args: hidden (R, D) in front of each target; head: D -> V; targets (R,); temperature of the sampling distribution.
+    Args: hidden (R, D) in front of each target; head: D -> V; targets (R,); temperature of the sampling
+    distribution.
     Returns: log-probs (R,), entropies (R,) without gradient.
     """
 
@@ -96,7 +101,7 @@ def response_logprobs(
     return chunked_logprobs(before, model.get_output_embeddings(), targets, temperature, chunk)
 
 
-# ---- rewards, returns, advantages -----------------------------------------------------------------------------
+# ---- rewards, returns, advantages --------------------------------------------------------------------------
 
 
 def mean_per_turn(values: torch.Tensor, turn_of_token: torch.Tensor, turns: int) -> torch.Tensor:
@@ -106,11 +111,16 @@ def mean_per_turn(values: torch.Tensor, turn_of_token: torch.Tensor, turns: int)
 
 
 def turn_kl(
-    logprobs: torch.Tensor, reference_logprobs: torch.Tensor, turn_of_token: torch.Tensor, turns: int, product=False
+    logprobs: torch.Tensor,
+    reference_logprobs: torch.Tensor,
+    turn_of_token: torch.Tensor,
+    turns: int,
+    product=False,
 ) -> torch.Tensor:
     """KL estimate of each turn, (N,), from the log-probs (R,) of policy and initial policy (section 2.2).
 
-    Log-ratio of the geometric means of the token probabilities; `product` gives that of the plain products (ablation).
+    Log-ratio of the geometric means of the token probabilities; `product` gives that of the plain products
+    (ablation).
     """
     log_ratio = logprobs - reference_logprobs  # (R,)
     if product:
@@ -141,7 +151,7 @@ def normalise(advantages: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     return (advantages - advantages.mean()) / (advantages.std(correction=0) + eps)
 
 
-# ---- losses ---------------------------------------------------------------------------------------------------
+# ---- losses ------------------------------------------------------------------------------------------------
 
 
 def policy_loss(
@@ -153,8 +163,8 @@ def policy_loss(
 ) -> torch.Tensor:
     """Clipped loss of each response token, (R,); all arguments (R,), only `logprobs` has a gradient.
 
-    Not yet averaged: the caller divides the sum by the number of response tokens of the whole minibatch, on all ranks, so
-    that neither micro-batches nor ranks change the gradient.
+    Not yet averaged: the caller divides the sum by the number of response tokens of the whole minibatch, on
+    all ranks, so that neither micro-batches nor ranks change the gradient.
     """
     correction = (logprobs - behaviour_logprobs).exp().clamp(max=1).detach()  # (R,) min(pi / pi_b, 1)
     ratio = (logprobs - old_logprobs).exp() * correction  # (R,)

@@ -1,24 +1,27 @@
 """The dialog: sample a response, run its code on the public tests, feed the outcome back, try again.
 
-Paper: section 2.1 ("iterative code synthesis") and figure 2. An episode is a chat. The user states a problem, the model
-answers with a program in a fenced block, the program runs on the *public* tests; if one fails, a user message
-says how, and the model answers again with the whole dialog in its context, up to `turn_limit` times. The last
-response is the solution and is judged on *all* tests.
+Paper: section 2.1 ("iterative code synthesis") and figure 2. An episode is a chat. The user states a
+problem, the model answers with a program in a fenced block, the program runs on the *public* tests; if one
+fails, a user message says how, and the model answers again with the whole dialog in its context, up to
+`turn_limit` times. The last response is the solution and is judged on *all* tests.
 
-Tokens in, tokens out. `Episode.ids` is only ever appended to: sampled ids stay as sampled and are never decoded
-and encoded again, so that what is trained on is what was sampled, to the id. A `Turn` is a span of `ids`; nothing else
-marks what the model wrote. `Episode` is the only thing that rollouts and the learner share.
+Tokens in, tokens out. `Episode.ids` is only ever appended to: sampled ids stay as sampled and are never
+decoded and encoded again, so that what is trained on is what was sampled, to the id. A `Turn` is a span of
+`ids`; nothing else marks what the model wrote. `Episode` is the only thing that rollouts and the learner
+share.
 
-Sampling is written by hand around one key-value cache (`RaggedCache`) because `generate` can neither keep a dialog's cache for its
-next turn nor let a finished row leave. Seats 0..active-1 of the cache decode, the seats behind them wait
-for the sandbox. A row that ends its turn swaps its seat with the last decoding one, its tests start at once, and the others go
-on decoding meanwhile. When half of the seats wait, their results are read in order, finished dialogs make room for new
-ones, and all who enter are prefilled together. When to refill depends on tokens alone, never on the clock: the same
-seed gives the same run. Each dialog draws its noise from its own stream, seeded by (seed, index), so what it samples does
-not depend on who shares the batch.
+Sampling is written by hand around one key-value cache (`RaggedCache`) because `generate` can neither keep a
+dialog's cache for its next turn nor let a finished row leave. Seats 0..active-1 of the cache decode, the
+seats behind them wait for the sandbox. A row that ends its turn swaps its seat with the last decoding one,
+its tests start at once, and the others go on decoding meanwhile. When half of the seats wait, their results
+are read in order, finished dialogs make room for new ones, and all who enter are prefilled together. When to
+refill depends on tokens alone, never on the clock: the same seed gives the same run. Each dialog draws its
+noise from its own stream, seeded by (seed, index), so what it samples does not depend on who shares the
+batch.
 
-Where the paper is silent: a response that reaches the length limit is `truncated`, gets no invented end token in its span, and
-counts as it ran; a dialog that no longer fits the context has its feedback cut first (visibly), then ends.
+Where the paper is silent: a response that reaches the length limit is `truncated`, gets no invented end
+token in its span, and counts as it ran; a dialog that no longer fits the context has its feedback cut first
+(visibly), then ends.
 
 Run alone: `python rollout.py MODEL_DIRECTORY [PROBLEMS]` prints one sampled dialog.
 """
@@ -68,7 +71,7 @@ class Turn:
 
     @property
     def outcome(self) -> str:
-        """"passed", "no valid code", or the verdict of the first public test that failed."""
+        """ "passed", "no valid code", or the verdict of the first public test that failed."""
         if self.results is None:
             return "no valid code"
         return next((r.verdict.value for r in self.results if r.verdict != Verdict.PASSED), "passed")
@@ -114,7 +117,7 @@ def extract_code(text: str) -> str | None:
     return blocks[-1]
 
 
-# ---- chat template: messages to token ids ---------------------------------------------------------------------
+# ---- chat template: messages to token ids ------------------------------------------------------------------
 
 
 def _defused(tokenizer, message: str) -> str:
@@ -129,7 +132,9 @@ def prompt_ids(tokenizer, message: str) -> list[int]:
     if tokenizer.chat_template is None:
         raise ValueError("the model's tokenizer has no chat template: give one with --chat_template FILE")
     text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": _defused(tokenizer, message)}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": _defused(tokenizer, message)}],
+        tokenize=False,
+        add_generation_prompt=True,
     )
     return tokenizer.encode(text, add_special_tokens=False)
 
@@ -150,14 +155,15 @@ def stop_ids(tokenizer) -> set[int]:
     return {tokenizer.eos_token_id, observation_ids(tokenizer, "?")[0]}
 
 
-# ---- sampling -------------------------------------------------------------------------------------------------
+# ---- sampling ----------------------------------------------------------------------------------------------
 
 
 class RaggedCache:
     """A key-value cache whose rows have lengths of their own; transformers' attention layers call `update`.
 
-    Row r holds `lengths[r]` tokens from position 0 on. A forward over `rows` writes each row's new keys behind its old ones.
-    Padding at the right of a shorter row writes too, behind its length, where the mask hides it until it is overwritten.
+    Row r holds `lengths[r]` tokens from position 0 on. A forward over `rows` writes each row's new keys
+    behind its old ones. Padding at the right of a shorter row writes too, behind its length, where the mask
+    hides it until it is overwritten.
     """
 
     is_compileable = False
@@ -213,7 +219,9 @@ def _forward(model, cache: RaggedCache, rows: slice, new_ids: list[list[int]]) -
     cache.rows = rows
     cache.positions = starts[:, None] + torch.arange(width, device=device)  # (n, new)
     cache.span = int(cache.positions.max()) + 1
-    visible = torch.arange(cache.span, device=device) <= cache.positions[:, None, :, None]  # (n, 1, new, span)
+    visible = (
+        torch.arange(cache.span, device=device) <= cache.positions[:, None, :, None]
+    )  # (n, 1, new, span)
     mask = torch.zeros(visible.shape, dtype=model.dtype, device=device)  # (n, 1, new, span)
     mask.masked_fill_(~visible, torch.finfo(model.dtype).min)
     hidden = model.get_decoder()(
@@ -247,7 +255,7 @@ def sample_tokens(
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
 
 
-# ---- the dialog -----------------------------------------------------------------------------------------------
+# ---- the dialog --------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -259,7 +267,9 @@ class _Dialog:
     feed: list[int]  # ids that the cache does not hold yet
     drawn: int = 0
     public: Future | None = None
-    other: tuple[Problem, Future] | None = None  # random feedback: another problem and a wrong program's results
+    other: tuple[Problem, Future] | None = (
+        None  # random feedback: another problem and a wrong program's results
+    )
     private: Future | None = None
     picks: np.random.Generator = field(default_factory=np.random.default_rng)
 
@@ -361,7 +371,9 @@ def rollout(
     dialogs = list(waiting)
     ends = stop_ids(tokenizer)
     cache = RaggedCache()
-    seats: list[_Dialog] = []  # seats[i] owns row i of the cache; seats[:active] decode, the others wait for tests
+    seats: list[
+        _Dialog
+    ] = []  # seats[i] owns row i of the cache; seats[:active] decode, the others wait for tests
     active = 0
     bar = tqdm(total=len(dialogs), desc="rollout", unit="dialog", disable=not progress, leave=False)
 

@@ -1,0 +1,366 @@
+"""The offline world: a tiny language model, and problems that cannot be solved without reading the feedback.
+
+Paper: none of this; it stands in for Llama 3.1 and CodeContests, so that all of RLEF runs on a laptop in
+minutes. Nothing else in the project knows that the world is small: `problems` gives what a data set would,
+`ensure_base` a Hugging Face directory as a hub would.
+
+A problem has a family (say, lists of numbers), a rule of the family (reverse the list) and a way to print
+(with commas). The statement names the family only, so thirty programs may be meant. Its public tests are
+chosen so that each of them tells all thirty apart; whoever reads one line of feedback knows the answer,
+whoever does not has one chance in thirty a turn. Reading takes comparing and copying, not arithmetic: that
+is what a model of half a million parameters can do.
+
+The warm start makes the model that RLEF starts from, by imitation of synthetic dialogs. It first learns to
+read feedback, then to rarely do so: 60 % of its answers after feedback repeat the last one, 20 % are another
+guess, 20 % follow the feedback. RL sees only part of the world. The test split has three groups: "seen"
+(rule and print met in RL, other inputs), "new combination" (both met, never together) and "new rule" (a rule
+that RL never met). No input stands in two splits.
+
+Run alone: `python toy.py [DIRECTORY]` builds the model and prints a dialog of the warm start.
+"""
+
+import contextlib
+import functools
+import io
+import linecache
+import random
+import re
+import shutil
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import data
+from data import Problem, feedback_message, first_message
+from sandbox import IoTest, Limits, TestResult, Verdict, candidate_traceback, outputs_match
+
+DIGITS, LETTERS = "123456789", "abcdefghij"
+PROGRAM = "```python\n{read}\n{rule}\n{show}\n```"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL_TOKENS = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
+SPLIT_OF_INPUT = ["train"] * 7 + ["valid"] + ["test"] * 2  # by a hash of the input
+
+
+@dataclass(frozen=True)
+class Family:
+    """Problems that share a statement; `held_out` are the rules that RL never meets."""
+
+    statement: str
+    read: str  # first line of a program
+    rules: tuple[str, ...]  # second line
+    shows: tuple[str, ...]  # third line
+    held_out: tuple[int, ...] = (3, 7)
+
+    def programs(self) -> list[str]:
+        """All programs that the statement leaves open; program i has rule i // len(shows), show i % len(shows)."""
+        return [f"{self.read}\n{rule}\n{show}\n" for rule in self.rules for show in self.shows]
+
+
+FAMILIES = (
+    Family(
+        "Read two integers and print one number.",
+        "a, b = map(int, input().split())",
+        (
+            "y = a + b",
+            "y = a * 10",
+            "y = b * 10",
+            "y = -a",
+            "y = -b",
+            "y = max(a, b)",
+            "y = min(a, b)",
+            "y = a * 100 + b",
+            "y = b * 100 + a",
+            "y = a % 10",
+        ),
+        ("print(y)", 'print("=", y)', 'print(y, "!")'),
+    ),
+    Family(
+        "Read some numbers and print some of them.",
+        "xs = list(map(int, input().split()))",
+        (
+            "ys = xs[::-1]",
+            "ys = xs[1:]",
+            "ys = xs[:-1]",
+            "ys = xs[1:] + xs[:1]",
+            "ys = xs[-1:] + xs[:-1]",
+            "ys = sorted(xs)",
+            "ys = xs[:2]",
+            "ys = xs[-2:]",
+            "ys = xs + xs[:1]",
+            "ys = xs[::2]",
+        ),
+        ("print(*ys)", 'print(*ys, sep=",")', 'print(*ys, sep="+")'),
+    ),
+    Family(
+        "Read a word and print another.",
+        "s = input().strip()",
+        (
+            "t = s[::-1]",
+            "t = s[1:]",
+            "t = s[:-1]",
+            "t = s[1:] + s[:1]",
+            "t = s[-1:] + s[:-1]",
+            "t = s.upper()",
+            "t = s[:2]",
+            "t = s[-2:]",
+            "t = s + s[:1]",
+            "t = s[::2]",
+        ),
+        ("print(t)", 'print(t + "!")', 'print("<" + t + ">")'),
+    ),
+    Family(
+        "Read a line of words and print another line.",
+        "ws = input().split()",
+        (
+            "vs = ws[::-1]",
+            "vs = ws[1:]",
+            "vs = ws[:-1]",
+            "vs = ws[1:] + ws[:1]",
+            "vs = sorted(ws)",
+            "vs = [w[::-1] for w in ws]",
+            "vs = [w.upper() for w in ws]",
+            "vs = [w[:1] for w in ws]",
+            "vs = [w[-1:] for w in ws]",
+            "vs = ws + ws[:1]",
+        ),
+        ("print(*vs)", 'print(*vs, sep="-")', 'print(*vs, sep="/")'),
+    ),
+)
+
+
+@functools.cache
+def _output(program: str, text: str) -> str:
+    """What one of this module's own programs prints. Only for these: a model's programs belong into the sandbox."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(program, "solution.py", "exec"), {"input": lambda: text})
+    return printed.getvalue()
+
+
+@functools.cache
+def inputs(family: Family, split: str) -> list[str]:
+    """The family's inputs in this split: on each of them all programs of the family print different things."""
+    draw = random.Random(f"{family.statement} {split}")
+    found: dict[str, None] = {}
+    while len(found) < (1500 if split == "train" else 200):
+        if family is FAMILIES[0]:
+            digits = draw.sample(DIGITS, 4)
+            text = f"{digits[0]}{digits[1]} {digits[2]}{digits[3]}"
+        elif family is FAMILIES[1]:
+            text = " ".join(draw.sample(DIGITS, 4))
+        elif family is FAMILIES[2]:
+            text = "".join(draw.sample(LETTERS, 4))
+        else:
+            letters = draw.sample(LETTERS, 6)
+            text = " ".join("".join(letters[i : i + 2]) for i in (0, 2, 4))
+        if text in found or SPLIT_OF_INPUT[zlib.crc32(text.encode()) % 10] != split:
+            continue
+        outputs = [_output(program, text) for program in family.programs()]
+        if not any(outputs_match(a, b) for i, a in enumerate(outputs) for b in outputs[:i]):
+            found[text] = None
+    return list(found)
+
+
+def group_of(family: Family, program: int) -> str:
+    """Which group a program of the family is in; RL trains on "seen" only."""
+    rule, show = divmod(program, len(family.shows))
+    if rule in family.held_out:
+        return "new rule"
+    return "new combination" if (rule + show) % 5 == 0 else "seen"
+
+
+def _problem(family: Family, program: int, split: str, name: str, draw: random.Random) -> Problem:
+    """A problem with two public and three private tests."""
+    programs = family.programs()
+    chosen = draw.sample(inputs(family, split), 5)
+    tests = tuple(IoTest(text + "\n", _output(programs[program], text)) for text in chosen)
+    wrong = draw.sample([p for i, p in enumerate(programs) if i != program], 3)
+    return Problem(
+        name=name,
+        statement=family.statement,
+        public_tests=tests[:2],
+        private_tests=tests[2:],
+        limits=Limits(seconds=2.0, memory_bytes=1 << 28),
+        correct_solutions=(programs[program],),
+        incorrect_solutions=tuple(wrong),
+        group=group_of(family, program),
+        answer=programs[program],
+    )
+
+
+@functools.cache
+def problems(split: str) -> list[Problem]:
+    """The problems of "train" (1200, all of group "seen"), "valid" (120, likewise) or "test" (240, all groups).
+
+    Raises: ValueError for an unknown split.
+    """
+    sizes = {
+        "train": {"seen": 1200},
+        "valid": {"seen": 120},
+        "test": {"seen": 120, "new combination": 60, "new rule": 60},
+    }
+    if split not in sizes:
+        raise ValueError(f"the toy world has the splits {', '.join(sizes)}, but not {split!r}")
+    draw = random.Random(f"toy {split}")
+    made = []
+    for group, size in sizes[split].items():
+        for number in range(size):
+            family = FAMILIES[number % len(FAMILIES)]
+            members = [i for i in range(len(family.programs())) if group_of(family, i) == group]
+            name = f"toy/{split}/{group.replace(' ', '-')}/{number}"
+            made.append(_problem(family, draw.choice(members), split, name, draw))
+    return made
+
+
+# ---- tokenizer and model -----------------------------------------------------------------------------------
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes, and one token for each fixed line of the prompts and each idiom of the programs.
+
+    Every text can be encoded; what the world is made of (digits, letters, separators) is a token a character.
+    """
+    vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    idioms = ["```python\n", "\n```", "Traceback (most recent call last):\n", '  File "solution.py", line ']
+    idioms += [", in <module>\n", "NameError: name '", "' is not defined"]
+    idioms += [data.FORMAT_TOKENS.strip(), data.NO_VALID_CODE, data.CLOSING, data.PUBLIC_TESTS_PASSED]
+    for template in data.FEEDBACK_TOKENS.values():
+        idioms += [line + "\n" for line in template.splitlines() if "{" not in line]
+    for family in FAMILIES:
+        idioms += [family.statement + "\n\n", family.read, *family.shows]
+        for rule in family.rules:
+            idioms += re.findall(r"\w+ = |\[[^\]]*\]|\w{2,}\(|\.\w+\(\)| for \w in \w+\]| \W+ ", rule + "\n")
+    idioms = [idiom for idiom in dict.fromkeys(idioms) if len(idiom) > 1]
+    tokenizer.add_tokens([AddedToken(idiom, normalized=False) for idiom in idioms])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=SPECIAL_TOKENS[1:3],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _answer(program: str) -> str:
+    return f"```python\n{program}```"
+
+
+def _results(program: str, problem: Problem) -> list[TestResult]:
+    """What the sandbox would say of one of our programs, without the cost of a process."""
+    results = []
+    for test in problem.public_tests:
+        try:
+            printed = _output(program, test.input.strip())
+        except NameError as error:
+            linecache.cache["solution.py"] = (len(program), None, program.splitlines(True), "solution.py")
+            results.append(TestResult(Verdict.EXCEPTION, traceback=candidate_traceback(error)))
+            continue
+        right = outputs_match(printed, test.output)
+        results.append(TestResult(Verdict.PASSED if right else Verdict.WRONG_ANSWER, stdout=printed))
+    return results
+
+
+def warm_start_dialog(draw: random.Random, reading: float, turn_limit: int = 3) -> list[dict]:
+    """A synthetic dialog; `reading` is the share of its answers after feedback that follow the feedback.
+
+    Of the other answers three in four repeat the last one and one in four is a guess. 8 % of guesses are not
+    Python and 4 % crash.
+    """
+    family = draw.choice(FAMILIES)
+    programs = family.programs()
+    problem = _problem(family, draw.randrange(len(programs)), "train", "warm start", draw)
+    messages = [{"role": "user", "content": first_message(problem)}]
+    answer, told = "", False
+    for turn in range(turn_limit):
+        choice = draw.random()
+        program = problem.answer
+        if not told or choice >= reading:
+            program = draw.choice(programs)
+            fault = draw.random()
+            if answer and choice < reading + 0.75 * (1 - reading):
+                program = None
+            elif fault < 0.08:
+                program = program.replace("\n", " =\n", 1)
+            elif fault < 0.12:
+                program = program.split("\n", 1)[1]
+        if program is not None:
+            answer = _answer(program)
+        messages.append({"role": "assistant", "content": answer})
+        code = answer.removeprefix("```python\n").removesuffix("```")
+        results = None if " =\n" in code else _results(code, problem)
+        if turn + 1 == turn_limit or results and all(r.verdict == Verdict.PASSED for r in results):
+            break
+        messages.append({"role": "user", "content": feedback_message(problem, results)})
+        told = results is not None and results[0].verdict == Verdict.WRONG_ANSWER
+    return messages
+
+
+def ensure_base(directory: Path, seed: int = 0, steps: int = 600, batch: int = 64) -> Path:
+    """The Hugging Face directory of the warm-started model; built (about two minutes) when it is not there."""
+    if (directory / "config.json").exists():
+        return directory
+    tokenizer = build_tokenizer()
+    torch.manual_seed(seed)
+    draw = random.Random(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    user, assistant = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[1:3])
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps, pct_start=0.1)
+    bar = tqdm(range(steps), desc="warm start", unit="step")
+    for step in bar:
+        reading = 1.0 if step < 0.75 * steps else 0.2
+        dialogs = [warm_start_dialog(draw, reading) for _ in range(batch)]
+        texts = [tokenizer.apply_chat_template(dialog, tokenize=False) for dialog in dialogs]
+        ids = tokenizer(
+            texts, add_special_tokens=False, padding=True, return_tensors="pt"
+        ).input_ids  # (B, T)
+        markers = torch.where(ids == assistant, 1, torch.where(ids == user, -1, 0))  # (B, T)
+        turns = torch.arange(ids.shape[1]) * (markers != 0)  # (B, T)
+        spoken = markers.gather(1, turns.cummax(1).values) == 1  # (B, T) in an answer or at its header
+        trained = spoken[:, :-1] & (ids[:, 1:] != tokenizer.pad_token_id) & (ids[:, 1:] != user)  # (B, T-1)
+        logits = model(ids[:, :-1]).logits  # (B, T-1, V)
+        loss = torch.nn.functional.cross_entropy(logits[trained], ids[:, 1:][trained])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+        bar.set_postfix_str(f"loss {loss.item():.3f}")
+    beside = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    beside.rename(directory)
+    return directory
+
+
+if __name__ == "__main__":
+    for message in warm_start_dialog(random.Random(0), reading=0.2):
+        print(f"[{message['role']}]\n{message['content']}\n")
+    print(ensure_base(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/toy-base")))
