@@ -1,9 +1,12 @@
-"""A problem: what the model is told, the tests that answer it, the words of the prompts, and where problems come from.
+"""A problem: what the model is told, the tests that answer it, the words of the prompts, and where problems
+come from.
 
-Paper: section 2.1 and appendix B. A problem has *public* tests, whose outcomes are fed back in the dialog, and *private* tests,
-which judge the last response only. The paper's own prompts are longer: ours stand below as constants, to be swapped.
+Paper: section 2.1 and appendix B. A problem has *public* tests, whose outcomes are fed back in the dialog,
+and *private* tests, which judge the last response only. The paper's own prompts are longer: ours stand below
+as constants, to be swapped.
 
-Run alone: `python data.py SOURCE [SPLIT]` counts a problem set's problems and tests and prints one first message.
+Run alone: `python data.py SOURCE [SPLIT]` counts a problem set's problems and tests and prints one first
+message.
 """
 
 import re
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 
 from sandbox import AssertTest, IoTest, Job, Limits, TestResult, Verdict
 
-# ---- the words of the prompts: every sentence on a line of its own, every field between lines -----------------
+# ---- the words of the prompts: every sentence on a line of its own, every field between lines --------------
 
 FIRST_PROMPT = "{statement}\n\n{format}"
 FORMAT_TOKENS = (
@@ -52,7 +55,10 @@ TESTS_CUT = "[{count} tests cut]\n"
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem. Tests are all `IoTest` (standard input and output) or all `AssertTest` (calls of a function)."""
+    """One problem.
+
+    Tests are all `IoTest` (standard input and output) or all `AssertTest` (calls of a function).
+    """
 
     name: str  # unique in its set
     statement: str  # what the user message states
@@ -120,7 +126,8 @@ def feedback_message(problem: Problem, results: Sequence[TestResult] | None, cut
 
     Args:
         results: one for each public test; None where the response has no valid code.
-        cut: characters that a field (an input, an output, a traceback) may have. All entries together may have ten
+        cut: characters that a field (an input, an output, a traceback) may have. All entries together may
+        have ten
             times as many; then tests are left out, those that passed first, and their number is stated.
     """
     if results is None:

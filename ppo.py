@@ -91,7 +91,8 @@ def chunked_logprobs(
 def response_logprobs(
     model: PreTrainedModel, batch: Batch, temperature: float, chunk: int = 1024
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs (R,) of all response tokens of all turns, and entropies (R,), from one forward over the whole dialogs.
+    """Log-probs (R,) of all response tokens of all turns, and entropies (R,), from one forward over the
+    whole dialogs.
 
     Sampling divided the logits by `temperature`, so training must too, or the ratio is not 1 at the start.
     """
@@ -129,7 +130,10 @@ def turn_kl(
 
 
 def turn_rewards(episodes: Sequence[Episode]) -> torch.Tensor:
-    """r_t of all turns, (N,): +1 or -1 for the solution; before it, -0.2 for a response without valid code, else 0."""
+    """r_t of all turns, (N,): +1 or -1 for the solution.
+
+    Before it, -0.2 for a response without valid code, else 0.
+    """
     rewards = []
     for episode in episodes:
         rewards += [-0.2 if turn.code is None else 0.0 for turn in episode.turns[:-1]]
@@ -138,7 +142,10 @@ def turn_rewards(episodes: Sequence[Episode]) -> torch.Tensor:
 
 
 def turn_returns(rewards: torch.Tensor, turn_rows: torch.Tensor, gamma: float = 1.0) -> torch.Tensor:
-    """G_t = R_t + gamma * G_{t+1} within each episode, (N,); turns of an episode are neighbours in `turn_rows` (N,)."""
+    """G_t = R_t + gamma * G_{t+1} within each episode, (N,).
+
+    Turns of an episode are neighbours in `turn_rows` (N,).
+    """
     returns = rewards.clone()  # (N,)
     for n in range(len(rewards) - 2, -1, -1):
         if turn_rows[n] == turn_rows[n + 1]:
@@ -174,12 +181,18 @@ def policy_loss(
 def value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip: float = 0.2
 ) -> torch.Tensor:
-    """Clipped squared error of each value, (N,); the caller averages over all turns of the minibatch, on all ranks."""
+    """Clipped squared error of each value, (N,).
+
+    The caller averages over all turns of the minibatch, on all ranks.
+    """
     clipped = old_values + (values - old_values).clamp(-clip, clip)  # (N,)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
-    """1 - Var(G - V) / Var(G), both (N,): 1 is a perfect critic, 0 one that knows the mean; nan where G is constant."""
+    """1 - Var(G - V) / Var(G), both (N,): 1 is a perfect critic, 0 one that knows the mean.
+
+    Nan where G is constant.
+    """
     variance = returns.var(correction=0)
     return float("nan") if variance == 0 else float(1 - (returns - values).var(correction=0) / variance)

@@ -27,6 +27,7 @@ Run alone: `python rollout.py MODEL_DIRECTORY [PROBLEMS]` prints one sampled dia
 """
 
 import argparse
+import inspect
 import re
 import time
 import warnings
@@ -57,7 +58,10 @@ CACHE_GROWTH = 256  # tokens by which the cache's capacity grows
 
 @dataclass
 class Turn:
-    """One response and what came of it. `ids[start:end]` of its episode are the sampled tokens, the end token included."""
+    """One response and what came of it.
+
+    `ids[start:end]` of its episode are the sampled tokens, the end token included.
+    """
 
     start: int
     end: int
@@ -92,7 +96,10 @@ class Episode:
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How dialogs are sampled. `feedback`: "true", "random" (from other problems) or "none" (only "try again")."""
+    """How dialogs are sampled.
+
+    `feedback`: "true", "random" (from other problems) or "none" (only "try again").
+    """
 
     turn_limit: int = 3
     max_new_tokens: int = 1024  # a response
@@ -104,7 +111,9 @@ class RolloutSettings:
 
 
 def extract_code(text: str) -> str | None:
-    """The last fenced block of a response if it compiles, else None (paper: a response without valid code)."""
+    """The last fenced block of a response if it compiles, else None (paper: a response without valid
+    code).
+    """
     blocks = FENCE.findall(text)
     if not blocks:
         return None
@@ -140,7 +149,9 @@ def prompt_ids(tokenizer, message: str) -> list[int]:
 
 
 def observation_ids(tokenizer, message: str) -> list[int]:
-    """What the template puts between one response and the next: end of turn, the user's message, the next header."""
+    """What the template puts between one response and the next: end of turn, the user's message, the next
+    header.
+    """
     dialog = [
         {"role": "user", "content": "?"},
         {"role": "assistant", "content": SENTINEL},
@@ -176,8 +187,11 @@ class RaggedCache:
         self.positions = torch.empty(0)  # (rows, new) where the new tokens of this forward stand
         self.span = 0
 
-    def update(self, new_keys, new_values, layer_index, *_unused):
-        """Store (n, heads, new, head_dim); return all keys and values of these rows, (n, heads, span, head_dim)."""
+    def update(self, new_keys, new_values, layer_index, *_unused, **_ignored):
+        """Store (n, heads, new, head_dim).
+
+        Return all keys and values of these rows, (n, heads, span, head_dim).
+        """
         if layer_index == len(self.keys):
             self.keys.append(new_keys.new_zeros(0, new_keys.shape[1], 0, new_keys.shape[3]))
             self.values.append(new_values.new_zeros(0, new_values.shape[1], 0, new_values.shape[3]))
@@ -210,7 +224,10 @@ class RaggedCache:
 
 @torch.no_grad()
 def _forward(model, cache: RaggedCache, rows: slice, new_ids: list[list[int]]) -> torch.Tensor:
-    """Append `new_ids` (ragged, one list a row) to the cache; the logits behind each row's last token, (n, V)."""
+    """Append `new_ids` (ragged, one list a row) to the cache.
+
+    The logits behind each row's last token, (n, V).
+    """
     device = model.device
     counts = torch.tensor([len(ids) for ids in new_ids], device=device)  # (n,)
     width = int(counts.max())
@@ -224,8 +241,11 @@ def _forward(model, cache: RaggedCache, rows: slice, new_ids: list[list[int]]) -
     )  # (n, 1, new, span)
     mask = torch.zeros(visible.shape, dtype=model.dtype, device=device)  # (n, 1, new, span)
     mask.masked_fill_(~visible, torch.finfo(model.dtype).min)
-    hidden = model.get_decoder()(
-        ids, attention_mask=mask, position_ids=cache.positions, past_key_values=cache, use_cache=True
+    decoder = model.get_decoder()
+    # transformers 5.24 renames the argument.
+    name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+    hidden = decoder(
+        ids, attention_mask=mask, position_ids=cache.positions, use_cache=True, **{name: cache}
     ).last_hidden_state  # (n, new, D)
     for row, count in zip(range(rows.start, rows.stop), counts.tolist(), strict=True):
         cache.lengths[row] += count
@@ -260,7 +280,9 @@ def sample_tokens(
 
 @dataclass
 class _Dialog:
-    """An episode under way: what stands in the cache, what is still to be fed, and the tests that are running."""
+    """An episode under way: what stands in the cache, what is still to be fed, and the tests that are
+    running.
+    """
 
     episode: Episode
     noise: np.ndarray  # (turn_limit * max_new_tokens,) one uniform number a sampled token
@@ -293,7 +315,10 @@ def _end_turn(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: RolloutSet
 
 
 def _continues(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: RolloutSettings) -> bool:
-    """Wait for the public tests; either append the feedback and go on, or end the episode and start its final judging."""
+    """Wait for the public tests.
+
+    Either append the feedback and go on, or end the episode and start its final judging.
+    """
     episode, turn = dialog.episode, dialog.episode.turns[-1]
     waited = time.perf_counter()
     turn.results = dialog.public.result() if dialog.public else None
@@ -356,7 +381,7 @@ def rollout(
         ids = prompt_ids(tokenizer, first_message(problem))
         if len(ids) + settings.max_new_tokens > settings.context:
             raise ValueError(
-                f"the prompt of {problem.name} has {len(ids)} tokens: with {settings.max_new_tokens} new tokens it "
+                f"the prompt of {problem.name} has {len(ids)} tokens: with {settings.max_new_tokens} new ones it "
                 f"does not fit a context of {settings.context}"
             )
         noise = np.random.default_rng([seed, index])

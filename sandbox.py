@@ -51,7 +51,7 @@ import types
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 NOBODY = 65534  # the unprivileged user of a program when we are root
 RPC_BYTES = 16 << 20  # longest message between judge and program
@@ -62,7 +62,7 @@ MS_REC, MS_PRIVATE = 0x4000, 0x40000
 PR_SET_NO_NEW_PRIVS, PR_SET_CHILD_SUBREAPER = 38, 36
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """What became of a test."""
 
     PASSED = "passed"
@@ -126,7 +126,9 @@ class Job:
 
 
 def outputs_match(got: str, expected: str) -> bool:
-    """CodeContests' own rule: same number of words, each pair equal but for case, or numbers closer than 1e-5."""
+    """CodeContests' own rule: same number of words, each pair equal but for case, or numbers closer than
+    1e-5.
+    """
     ours, theirs = got.lower().split(), expected.lower().split()
     if len(ours) != len(theirs):
         return False
@@ -152,7 +154,10 @@ def _send(channel: socket.socket, message: dict, descriptors: Sequence[int] = ()
 
 
 def _receive(channel: socket.socket, limit: int = 1 << 40) -> tuple[dict | None, list[int]]:
-    """The next message and the descriptors that came with it; None where the other side has gone or floods us."""
+    """The next message and the descriptors that came with it.
+
+    None where the other side has gone or floods us.
+    """
     header, descriptors, _, _ = socket.recv_fds(channel, 8, 1)
     while len(header) < 8:
         piece = channel.recv(8 - len(header))
@@ -170,7 +175,10 @@ def _receive(channel: socket.socket, limit: int = 1 << 40) -> tuple[dict | None,
 
 
 def _pack(value, depth: int = 0):
-    """Plain data as JSON. Exact types only: a subclass could lie about what it is. Raises TypeError for all else."""
+    """Plain data as JSON.
+
+    Exact types only: a subclass could lie about what it is. Raises TypeError for all else.
+    """
     if depth > RPC_DEPTH:
         raise TypeError(f"a value nested deeper than {RPC_DEPTH} levels")
     kind = type(value)
@@ -382,7 +390,10 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _enter_child(message: dict, descriptors: list[int], home: str) -> socket.socket | None:
-    """In the fresh child: descriptors 0, 1, 2 and perhaps the call channel, nothing else; limits; another user."""
+    """In the fresh child: descriptors 0, 1, 2 and perhaps the call channel, nothing else.
+
+    Limits; another user.
+    """
     os.setsid()
     for target, source in enumerate(descriptors):
         os.dup2(source, target)  # the server keeps 0 to 3 reserved: no source is overwritten before its turn

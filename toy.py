@@ -61,7 +61,10 @@ class Family:
     held_out: tuple[int, ...] = (3, 7)
 
     def programs(self) -> list[str]:
-        """All programs that the statement leaves open; program i has rule i // len(shows), show i % len(shows)."""
+        """All programs that the statement leaves open.
+
+        Program i has rule i // len(shows), show i % len(shows).
+        """
         return [f"{self.read}\n{rule}\n{show}\n" for rule in self.rules for show in self.shows]
 
 
@@ -75,11 +78,11 @@ FAMILIES = (
             "y = b * 10",
             "y = -a",
             "y = -b",
-            "y = max(a, b)",
-            "y = min(a, b)",
             "y = a * 100 + b",
             "y = b * 100 + a",
             "y = a % 10",
+            "y = b % 10",
+            "y = a * 1000",
         ),
         ("print(y)", 'print("=", y)', 'print(y, "!")'),
     ),
@@ -89,14 +92,14 @@ FAMILIES = (
         (
             "ys = xs[::-1]",
             "ys = xs[1:]",
-            "ys = xs[:-1]",
-            "ys = xs[1:] + xs[:1]",
-            "ys = xs[-1:] + xs[:-1]",
-            "ys = sorted(xs)",
             "ys = xs[:2]",
-            "ys = xs[-2:]",
-            "ys = xs + xs[:1]",
-            "ys = xs[::2]",
+            "ys = [-x for x in xs]",
+            "ys = [0] + xs",
+            "ys = xs + xs",
+            "ys = [x * 10 for x in xs]",
+            "ys = [x * 11 for x in xs]",
+            "ys = xs + [0]",
+            "ys = [x * 10 + 1 for x in xs]",
         ),
         ("print(*ys)", 'print(*ys, sep=",")', 'print(*ys, sep="+")'),
     ),
@@ -106,14 +109,14 @@ FAMILIES = (
         (
             "t = s[::-1]",
             "t = s[1:]",
-            "t = s[:-1]",
-            "t = s[1:] + s[:1]",
-            "t = s[-1:] + s[:-1]",
+            "t = s[:1]",
             "t = s.upper()",
+            "t = s[-1:]",
+            "t = s + s",
             "t = s[:2]",
-            "t = s[-2:]",
-            "t = s + s[:1]",
-            "t = s[::2]",
+            't = "-".join(s)',
+            't = "x" + s',
+            't = s + "x"',
         ),
         ("print(t)", 'print(t + "!")', 'print("<" + t + ">")'),
     ),
@@ -123,14 +126,14 @@ FAMILIES = (
         (
             "vs = ws[::-1]",
             "vs = ws[1:]",
-            "vs = ws[:-1]",
-            "vs = ws[1:] + ws[:1]",
-            "vs = sorted(ws)",
-            "vs = [w[::-1] for w in ws]",
+            "vs = ws[:2]",
             "vs = [w.upper() for w in ws]",
+            "vs = [w[::-1] for w in ws]",
+            "vs = ws + ws",
             "vs = [w[:1] for w in ws]",
-            "vs = [w[-1:] for w in ws]",
-            "vs = ws + ws[:1]",
+            "vs = [w + w for w in ws]",
+            'vs = ["x" + w for w in ws]',
+            'vs = [w + "x" for w in ws]',
         ),
         ("print(*vs)", 'print(*vs, sep="-")', 'print(*vs, sep="/")'),
     ),
@@ -139,7 +142,10 @@ FAMILIES = (
 
 @functools.cache
 def _output(program: str, text: str) -> str:
-    """What one of this module's own programs prints. Only for these: a model's programs belong into the sandbox."""
+    """What one of this module's own programs prints.
+
+    Only for these: a model's programs belong into the sandbox.
+    """
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(program, "solution.py", "exec"), {"input": lambda: text})
@@ -148,15 +154,17 @@ def _output(program: str, text: str) -> str:
 
 @functools.cache
 def inputs(family: Family, split: str) -> list[str]:
-    """The family's inputs in this split: on each of them all programs of the family print different things."""
+    """The family's inputs in this split: on each of them all programs of the family print different
+    things.
+    """
     draw = random.Random(f"{family.statement} {split}")
     found: dict[str, None] = {}
-    while len(found) < (1500 if split == "train" else 200):
+    while len(found) < (300 if split == "train" else 40):
         if family is FAMILIES[0]:
             digits = draw.sample(DIGITS, 4)
             text = f"{digits[0]}{digits[1]} {digits[2]}{digits[3]}"
         elif family is FAMILIES[1]:
-            text = " ".join(draw.sample(DIGITS, 4))
+            text = " ".join(draw.sample(DIGITS, 3))
         elif family is FAMILIES[2]:
             text = "".join(draw.sample(LETTERS, 4))
         else:
@@ -199,7 +207,8 @@ def _problem(family: Family, program: int, split: str, name: str, draw: random.R
 
 @functools.cache
 def problems(split: str) -> list[Problem]:
-    """The problems of "train" (1200, all of group "seen"), "valid" (120, likewise) or "test" (240, all groups).
+    """The problems of "train" (1200, all of group "seen"), "valid" (120, likewise) or "test" (240, all
+    groups).
 
     Raises: ValueError for an unknown split.
     """
@@ -273,11 +282,13 @@ def _results(program: str, problem: Problem) -> list[TestResult]:
     return results
 
 
-def warm_start_dialog(draw: random.Random, reading: float, turn_limit: int = 3) -> list[dict]:
+def warm_start_dialog(
+    draw: random.Random, reading: float, turn_limit: int = 3, faults: float = 0.12
+) -> list[dict]:
     """A synthetic dialog; `reading` is the share of its answers after feedback that follow the feedback.
 
-    Of the other answers three in four repeat the last one and one in four is a guess. 8 % of guesses are not
-    Python and 4 % crash.
+    Of the other answers three in four repeat the last one and one in four is a guess. Of the guesses a share
+    `faults` is broken: two thirds of these are not Python, one third crashes.
     """
     family = draw.choice(FAMILIES)
     programs = family.programs()
@@ -292,9 +303,9 @@ def warm_start_dialog(draw: random.Random, reading: float, turn_limit: int = 3) 
             fault = draw.random()
             if answer and choice < reading + 0.75 * (1 - reading):
                 program = None
-            elif fault < 0.08:
+            elif fault < 2 / 3 * faults:
                 program = program.replace("\n", " =\n", 1)
-            elif fault < 0.12:
+            elif fault < faults:
                 program = program.split("\n", 1)[1]
         if program is not None:
             answer = _answer(program)
@@ -308,8 +319,11 @@ def warm_start_dialog(draw: random.Random, reading: float, turn_limit: int = 3) 
     return messages
 
 
-def ensure_base(directory: Path, seed: int = 0, steps: int = 600, batch: int = 64) -> Path:
-    """The Hugging Face directory of the warm-started model; built (about two minutes) when it is not there."""
+def ensure_base(directory: Path, seed: int = 0, steps: int = 1200, batch: int = 32) -> Path:
+    """The Hugging Face directory of the warm-started model.
+
+    Built (some three minutes) when it is not there.
+    """
     if (directory / "config.json").exists():
         return directory
     tokenizer = build_tokenizer()
@@ -317,12 +331,14 @@ def ensure_base(directory: Path, seed: int = 0, steps: int = 600, batch: int = 6
     draw = random.Random(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=96,
+        intermediate_size=192,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},  # dialogs are short
+        initializer_range=0.1,  # about 1 / sqrt(width): the usual 0.02 makes a narrow model learn slowly
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
@@ -330,20 +346,26 @@ def ensure_base(directory: Path, seed: int = 0, steps: int = 600, batch: int = 6
     )
     model = LlamaForCausalLM(config)
     user, assistant = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[1:3])
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps, pct_start=0.1)
+    rate, reading_steps = 4e-3, int(0.85 * steps)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
     bar = tqdm(range(steps), desc="warm start", unit="step")
     for step in bar:
-        reading = 1.0 if step < 0.75 * steps else 0.2
-        dialogs = [warm_start_dialog(draw, reading) for _ in range(batch)]
+        if step < reading_steps:
+            # A wrong guess, feedback, the right answer: short dialogs, in which only reading can be learned.
+            dialogs = [warm_start_dialog(draw, reading=1.0, turn_limit=2, faults=0.0) for _ in range(batch)]
+        else:
+            dialogs = [warm_start_dialog(draw, reading=0.2) for _ in range(2 * batch)]
         texts = [tokenizer.apply_chat_template(dialog, tokenize=False) for dialog in dialogs]
         ids = tokenizer(
             texts, add_special_tokens=False, padding=True, return_tensors="pt"
         ).input_ids  # (B, T)
         markers = torch.where(ids == assistant, 1, torch.where(ids == user, -1, 0))  # (B, T)
-        turns = torch.arange(ids.shape[1]) * (markers != 0)  # (B, T)
-        spoken = markers.gather(1, turns.cummax(1).values) == 1  # (B, T) in an answer or at its header
+        headers = torch.arange(ids.shape[1]) * (markers != 0)  # (B, T)
+        spoken = markers.gather(1, headers.cummax(1).values) == 1  # (B, T) in an answer or at its header
         trained = spoken[:, :-1] & (ids[:, 1:] != tokenizer.pad_token_id) & (ids[:, 1:] != user)  # (B, T-1)
+        if 50 < step < reading_steps:
+            trained &= (ids == assistant).cumsum(1)[:, :-1] > 1  # (B, T-1) not the guess: it would be noise
         logits = model(ids[:, :-1]).logits  # (B, T-1, V)
         loss = torch.nn.functional.cross_entropy(logits[trained], ids[:, 1:][trained])
         loss.backward()

@@ -145,7 +145,8 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     config = replace(Config(), **(PRESETS[given.pop("preset")] | given))
     if config.batch_episodes % config.minibatch_episodes:
         raise ValueError(
-            f"batch_episodes {config.batch_episodes} is not a multiple of minibatch_episodes {config.minibatch_episodes}"
+            f"batch_episodes {config.batch_episodes} is not a multiple of "
+            f"minibatch_episodes {config.minibatch_episodes}"
         )
     if config.microbatch_tokens < config.context:
         raise ValueError(
@@ -180,7 +181,10 @@ def microbatches(episodes: Sequence[Episode], token_budget: int) -> list[list[in
 
 @dataclass
 class Targets:
-    """What the losses of one episode need: constants of the update phase. r response tokens, n turns, v values."""
+    """What the losses of one episode need: constants of the update phase.
+
+    R response tokens, n turns, v values.
+    """
 
     behaviour_logprobs: torch.Tensor  # (r,)
     old_logprobs: torch.Tensor  # (r,)
@@ -190,7 +194,9 @@ class Targets:
 
 
 def value_positions(batch: Batch, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns (v,) at which the critic is read: the last prompt token of each turn, or before each token."""
+    """Rows and columns (v,) at which the critic is read: the last prompt token of each turn, or before each
+    token.
+    """
     if config.token_level_values:
         return batch.token_rows, batch.token_columns - 1
     return batch.turn_rows, batch.prompt_columns
@@ -261,7 +267,9 @@ def prepare(policy, reference, critic, episodes: list[Episode], config: Config) 
 
 
 def update(policy, critic, optimisers, schedules, episodes, targets: list[Targets], config: Config) -> dict:
-    """One update of both networks on one minibatch, cut into micro-batches that do not change the gradient."""
+    """One update of both networks on one minibatch, cut into micro-batches that do not change the
+    gradient.
+    """
     tokens = sum(len(target.old_logprobs) for target in targets)
     values_read = sum(len(target.returns) for target in targets)
     sums = dict.fromkeys(("policy_loss", "value_loss", "ratio", "clip_fraction", "approximate_kl"), 0.0)
@@ -445,7 +453,8 @@ def train(config: Config) -> dict:
         before = probe(policy, tokenizer, test, training, sandbox, judging, config) if test else None
         if before:
             print(
-                f"before: {before['true']['solved']:.3f} solved, {before['random']['solved']:.3f} with random feedback"
+                f"before: {before['true']['solved']:.3f} solved, "
+                f"{before['random']['solved']:.3f} with random feedback"
             )
         seconds["probe"] = time.perf_counter() - began - seconds["start"]
         best = -1.0
@@ -510,7 +519,8 @@ def train(config: Config) -> dict:
                 dialogs_file.write(f"iteration {iteration + 1}\n{show(tokenizer, episodes[0])}\n\n")
                 dialogs_file.flush()
             bar.set_postfix_str(
-                f"solved {' '.join(f'{s:.2f}' for s in entry['solved_by_turn'])} repeats {entry['repeats']:.2f} "
+                f"solved {' '.join(f'{s:.2f}' for s in entry['solved_by_turn'])} "
+                f"repeats {entry['repeats']:.2f} "
                 f"kl {entry['kl']:.3f} valid {max(best, 0):.2f}"
             )
         if not valid:

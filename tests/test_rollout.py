@@ -1,0 +1,209 @@
+"""The dialog: what is sampled is what is trained on, and who shares the batch changes nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import rollout as module
+import toy
+from ppo import collate, response_logprobs
+from rollout import RolloutSettings, extract_code, observation_ids, prompt_ids, rollout, sample_tokens, show
+from sandbox import Verdict
+
+SETTINGS = RolloutSettings(max_new_tokens=12, context=600, batch_rows=5)
+
+
+@pytest.fixture(scope="module")
+def episodes(model, tokenizer, sandbox):
+    return rollout(model, tokenizer, toy.problems("test")[:11], sandbox, SETTINGS, seed=3)
+
+
+def tokens_of(episodes):
+    return [episode.ids for episode in episodes]
+
+
+def test_dialogs_are_ragged_and_have_all_turns(episodes):
+    """Otherwise the tests below would prove little."""
+    assert len({turn.end - turn.start for e in episodes for turn in e.turns}) > 3
+    assert all(len(e.turns) == 3 for e in episodes)
+    assert any(turn.truncated for e in episodes for turn in e.turns)
+    assert not all(turn.truncated for e in episodes for turn in e.turns)
+
+
+def test_recorded_logprobs_equal_those_of_the_training_forward(episodes, model):
+    recorded = torch.tensor(
+        [p for e in episodes for turn in e.turns for p in turn.behaviour_logprobs]
+    )  # (R,)
+    with torch.no_grad():
+        again, _ = response_logprobs(
+            model, collate(episodes, torch.device("cpu")), SETTINGS.temperature
+        )  # (R,)
+    torch.testing.assert_close(recorded, again, atol=1e-4, rtol=0)
+
+
+def test_recorded_logprobs_are_of_the_tempered_distribution(model, tokenizer, sandbox):
+    warm = replace(SETTINGS, temperature=0.6)
+    episodes = rollout(model, tokenizer, toy.problems("test")[:4], sandbox, warm, seed=0)
+    recorded = torch.tensor(
+        [p for e in episodes for turn in e.turns for p in turn.behaviour_logprobs]
+    )  # (R,)
+    batch = collate(episodes, torch.device("cpu"))
+    with torch.no_grad():
+        tempered, plain = (response_logprobs(model, batch, t)[0] for t in (0.6, 1.0))  # (R,), (R,)
+    torch.testing.assert_close(recorded, tempered, atol=1e-4, rtol=0)
+    assert (recorded - plain).abs().max() > 0.1
+
+
+def test_cached_decoding_equals_decoding_without_a_cache(episodes, model):
+    """Greedy-free check: the noise of each dialog, applied to logits of full forwards, gives the same ids."""
+    for episode in episodes[:3]:
+        noise = module.np.random.default_rng([3, episode.index]).random(3 * SETTINGS.max_new_tokens)
+        drawn = 0
+        for turn in episode.turns:
+            for position in range(turn.start, turn.end):
+                with torch.no_grad():
+                    logits = model(torch.tensor([episode.ids[:position]])).logits[:, -1]  # (1, V)
+                token, _ = sample_tokens(logits, torch.tensor([noise[drawn]]), 1.0, 1.0)
+                assert token.item() == episode.ids[position]
+                drawn += 1
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_what_a_dialog_samples_does_not_depend_on_who_shares_the_batch(
+    episodes, model, tokenizer, sandbox, rows
+):
+    again = rollout(
+        model, tokenizer, toy.problems("test")[:11], sandbox, replace(SETTINGS, batch_rows=rows), seed=3
+    )
+    assert tokens_of(again) == tokens_of(episodes)
+
+
+def test_a_part_of_the_list_samples_what_the_whole_does(episodes, model, tokenizer, sandbox):
+    part = rollout(model, tokenizer, toy.problems("test")[4:6], sandbox, SETTINGS, seed=3, first_index=4)
+    assert tokens_of(part) == tokens_of(episodes)[4:6]
+
+
+def test_another_seed_gives_other_dialogs(episodes, model, tokenizer, sandbox):
+    other = rollout(model, tokenizer, toy.problems("test")[:11], sandbox, SETTINGS, seed=4)
+    assert sum(a != b for a, b in zip(tokens_of(other), tokens_of(episodes), strict=True)) > 8
+
+
+def test_only_prompts_and_feedback_stand_between_the_responses(episodes, tokenizer):
+    for episode in episodes:
+        expected = prompt_ids(tokenizer, module.first_message(episode.problem))
+        for turn in episode.turns:
+            assert turn.start == len(expected)
+            expected += episode.ids[turn.start : turn.end]
+            if turn.feedback:
+                between = observation_ids(tokenizer, turn.feedback)
+                expected += between if turn.truncated else between[1:]
+        assert episode.ids == expected
+        ends = [episode.ids[turn.end - 1] == tokenizer.eos_token_id for turn in episode.turns]
+        assert ends == [not turn.truncated for turn in episode.turns]
+
+
+def scripted(monkeypatch, tokenizer, responses):
+    """Make the sampler say these texts, one after another, in a batch of one."""
+    ids = [i for text in responses for i in tokenizer.encode(text + "<|end|>", add_special_tokens=False)]
+    script = iter(ids)
+    monkeypatch.setattr(
+        module, "sample_tokens", lambda logits, *_: (torch.tensor([next(script)]), torch.zeros(len(logits)))
+    )
+
+
+def one_dialog(monkeypatch, model, tokenizer, sandbox, responses, **settings):
+    scripted(monkeypatch, tokenizer, responses)
+    setting = replace(SETTINGS, max_new_tokens=80, **settings)
+    problems = toy.problems("test")
+    return rollout(model, tokenizer, problems[:1], sandbox, setting, 0, feedback_problems=problems)[0]
+
+
+def test_a_wrong_program_is_told_what_was_expected_and_a_right_one_ends_the_episode(
+    monkeypatch, model, tokenizer, sandbox
+):
+    problem = toy.problems("test")[0]
+    wrong, right = (f"```python\n{code}```" for code in (problem.incorrect_solutions[0], problem.answer))
+    episode = one_dialog(monkeypatch, model, tokenizer, sandbox, ["no code", wrong, right])
+    assert [turn.outcome for turn in episode.turns] == ["no valid code", "wrong answer", "passed"]
+    assert episode.solved and episode.public_passed
+    for test in problem.public_tests:
+        assert test.input.strip() in episode.turns[1].feedback
+        assert f"Expected output:\n{test.output.strip()}\n" in episode.turns[1].feedback
+    for test in problem.private_tests:
+        assert test.input.strip() not in tokenizer.decode(episode.ids)
+    assert "solved" in show(tokenizer, episode)
+
+
+def test_a_program_that_knows_the_public_outputs_is_not_solved(monkeypatch, model, tokenizer, sandbox):
+    tests = toy.problems("test")[0].public_tests
+    known = {test.input.strip(): test.output.strip() for test in tests}
+    episode = one_dialog(
+        monkeypatch, model, tokenizer, sandbox, [f"```python\nprint({known}.get(input()))\n```"]
+    )
+    assert episode.public_passed and not episode.solved and len(episode.turns) == 1
+
+
+def test_random_feedback_is_of_another_problem_and_none_says_nothing(monkeypatch, model, tokenizer, sandbox):
+    problem = toy.problems("test")[0]
+    wrong = [f"```python\n{problem.incorrect_solutions[0]}```"] * 3
+    blind = one_dialog(monkeypatch, model, tokenizer, sandbox, wrong, feedback="none")
+    assert [turn.feedback for turn in blind.turns] == ["Try again.", "Try again.", ""]
+    misled = one_dialog(monkeypatch, model, tokenizer, sandbox, wrong, feedback="random")
+    for turn in misled.turns[:2]:
+        assert "Expected output" in turn.feedback
+        assert not any(f"Input:\n{test.input}" in turn.feedback for test in problem.public_tests)
+
+
+def test_a_dialog_that_outgrows_the_context_ends_as_truncated(monkeypatch, model, tokenizer, sandbox):
+    episode = one_dialog(monkeypatch, model, tokenizer, sandbox, ["no code"] * 3, context=100)
+    assert episode.truncated and len(episode.turns) < 3 and not episode.solved
+    with pytest.raises(ValueError, match="does not fit a context of 82"):
+        rollout(
+            model,
+            tokenizer,
+            toy.problems("test")[:1],
+            sandbox,
+            replace(SETTINGS, context=82, max_new_tokens=80),
+            0,
+        )
+
+
+def test_an_end_token_that_a_message_spells_out_is_not_one(tokenizer):
+    ids = observation_ids(tokenizer, "x<|end|><|assistant|>y")
+    assert ids.count(tokenizer.eos_token_id) == 2  # that of the response before, and the message's own
+
+
+def test_sampled_frequencies_follow_the_distribution():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(20000, 4)  # (n, V)
+    noise = torch.rand(20000, generator=torch.Generator().manual_seed(0))  # (n,)
+    tokens, logprobs = sample_tokens(logits, noise, temperature=0.5, top_p=1.0)
+    expected = torch.softmax(logits[0] / 0.5, -1)  # (V,)
+    torch.testing.assert_close(torch.bincount(tokens, minlength=4) / 20000, expected, atol=0.015, rtol=0)
+    torch.testing.assert_close(logprobs.exp(), expected[tokens])
+    kept, logprobs = sample_tokens(logits, noise, temperature=1.0, top_p=0.8)
+    assert set(kept.tolist()) == {0, 1}  # 0.64 and 0.24: the second crosses 0.8 and stays
+    torch.testing.assert_close(logprobs[kept == 0][0].exp(), torch.tensor(0.7311), atol=1e-3, rtol=0)
+    assert sample_tokens(logits, noise, temperature=0, top_p=1.0)[0].unique().tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("```python\nx = 1\n```", "x = 1\n"),
+        ("first\n```python\nx = 1\n```\nthen\n```\ny = 2\n```", "y = 2\n"),
+        ("```py\nx = 1\n```", "x = 1\n"),
+        ("x = 1", None),
+        ("```python\nx = \n```", None),
+        ("```python\nx = 1", None),
+        ("```python\nx = 1\0\n```", None),
+    ],
+)
+def test_code_is_the_last_fenced_block_that_compiles(text, code):
+    assert extract_code(text) == code
+
+
+def test_outcome_is_that_of_the_first_failing_test(monkeypatch, model, tokenizer, sandbox):
+    episode = one_dialog(monkeypatch, model, tokenizer, sandbox, ["```python\n1 / 0\n```"] * 3)
+    assert {turn.outcome for turn in episode.turns} == {Verdict.EXCEPTION.value}
+    assert "ZeroDivisionError" in episode.turns[0].feedback

@@ -1,0 +1,210 @@
+"""The sandbox: verdicts of honest and of hostile programs, and nothing left behind."""
+
+import os
+
+import pytest
+
+from sandbox import AssertTest, IoTest, Job, Limits, Verdict, outputs_match
+
+SHORT = Limits(seconds=1.0, memory_bytes=256 << 20, output_bytes=1 << 16)
+
+SEARCHES_ITS_MEMORY = """
+import gc, sys
+def f(x):
+    frame, places = sys._getframe(), [o for o in gc.get_objects() if type(o) is dict]
+    while frame:
+        places += [frame.f_locals, frame.f_globals]
+        frame = frame.f_back
+    for place in places:
+        for value in list(place.values()):
+            if type(value) is int and value == 7200 + 3 or type(value) is str and str(7200 + 3) in value:
+                return 7200 + 3
+    return 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "verdict"),
+    [
+        ("print(int(input()) + 1)", "passed"),
+        ("import sys; sys.stdout.write(str(int(sys.stdin.buffer.read()) + 1))", "passed"),
+        ("import threading; threading.Thread(target=lambda: print(42)).start()", "passed"),
+        ("import sys; print(42); sys.exit()", "passed"),
+        ("import atexit; atexit.register(print, 42)", "passed"),
+        (
+            "import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return n and 1 + f(n - 1)\nprint(f(10**5) - 99958)",
+            "passed",
+        ),
+        ("print(41)", "wrong answer"),
+        ("", "wrong answer"),
+        ("import sys; sys.exit(0)", "wrong answer"),
+        ("import os; os._exit(0)", "wrong answer"),
+        ("print('passed')", "wrong answer"),
+        (
+            "import os\nfor fd in range(3, 64):\n  try: os.write(fd, b'42 passed')\n  except OSError: pass",
+            "wrong answer",
+        ),
+        ("import os; os.fork(); print(21)", "wrong answer"),
+        ("1 / 0", "exception"),
+        ("print(42); raise SystemExit(1)", "exception"),
+        ("import os, signal; print(42, flush=True); os.kill(os.getpid(), signal.SIGKILL)", "exception"),
+        ("while True: pass", "timeout"),
+        ("import time\nprint(42, flush=True)\ntime.sleep(60)", "timeout"),
+        ("import os, time\nos.close(0); os.close(1); os.close(2)\ntime.sleep(60)", "timeout"),
+        (
+            "import signal, time\nfor s in (15, 2, 1): signal.signal(s, signal.SIG_IGN)\ntime.sleep(60)",
+            "timeout",
+        ),
+        ("try:\n  while True: pass\nexcept BaseException: pass", "timeout"),
+        ("x = 'a' * (1 << 30)", "out of memory"),
+        (
+            "import os, time\nfor _ in range(4):\n  if os.fork() == 0: x = bytearray(150 << 20)\ntime.sleep(60)",
+            "out of memory",
+        ),
+        ("while True: print('x' * 1000)", "too much output"),
+        ("import os\nwhile True: os.fork()", "exception"),
+        ("import socket; socket.create_connection(('127.0.0.1', 22), 1)", "exception"),
+        ("open('big', 'wb').write(bytes(200 << 20))", "exception"),
+    ],
+)
+def test_verdict_of_a_program(sandbox, program, verdict):
+    ((result,),) = sandbox.run([Job(program, (IoTest("41\n", "42\n"),), SHORT)])
+    assert result.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("program", "test", "verdict"),
+    [
+        ("def f(x): return x + 1", "assert f(1) == 2", "passed"),
+        ("def f(x): return x + 1", "assert candidate(1) == 2", "passed"),
+        ("def f(x): x.append(3)", "a = [1]\nf(a)\nassert a == [1, 3]", "passed"),
+        (
+            "def f(x): return float('nan'), 1j, b'a', {1}, frozenset(), {2: None}",
+            "assert f(0)[1:] == (1j, b'a', {1}, frozenset(), {2: None})",
+            "passed",
+        ),
+        (
+            "def f(x): raise ValueError('no')",
+            "try:\n  f(1)\n  assert False\nexcept ValueError: pass",
+            "passed",
+        ),
+        ("def f(x): return x", "assert f(1) == 2", "wrong answer"),
+        (
+            "class E:\n  def __eq__(self, other): return True\ndef f(x): return E()",
+            "assert f(1) == 2",
+            "exception",
+        ),
+        (
+            "class I(int):\n  def __eq__(self, other): return True\ndef f(x): return I()",
+            "assert f(1) == 2",
+            "exception",
+        ),
+        (
+            "class E:\n  def __reduce__(self): return print, ('x',)\ndef f(x): return E()",
+            "assert f(1) == 2",
+            "exception",
+        ),
+        ("def f(x): raise AssertionError", "try:\n  f(1)\nexcept AssertionError: pass", "exception"),
+        ("def f(x): return (i for i in range(9))", "assert list(f(1)) == [0]", "exception"),
+        ("def f(x):\n  while True: pass", "assert f(1) == 2", "timeout"),
+        ("def f(x):\n  import os; os._exit(0)", "assert f(1) == 2", "exception"),
+        ("def f(x): exit(0)", "assert f(1) == 2", "exception"),
+        ("raise SystemExit", "assert f(1) == 2", "exception"),
+        ("import os; os._exit(0)", "assert f(1) == 2", "exception"),
+        ("x = 1", "assert f(1) == 2", "exception"),
+        ("def f(x): return 'a' * (1 << 25)", "assert f(1) == 2", "exception"),
+        (
+            "import sys\nsys.setrecursionlimit(10**6)\ndef f(x):\n  a = []\n  for _ in range(10**4): a = [a]\n  return a",
+            "assert f(1) == 2",
+            "exception",
+        ),
+        (
+            "import os\nfor fd in range(3, 64):\n  try: os.write(fd, b'\\0' * 8 + b'{\"verdict\": \"passed\"}')\n  except OSError: pass\ndef f(x): return 3",
+            "assert f(1) == 2",
+            "exception",
+        ),
+        (SEARCHES_ITS_MEMORY, "assert f(1) == 7203", "wrong answer"),
+    ],
+)
+def test_verdict_of_a_function(sandbox, program, test, verdict):
+    ((result,),) = sandbox.run([Job(program, (AssertTest(test),), SHORT, entry_point="f")])
+    assert result.verdict == verdict
+
+
+def test_a_failed_assert_tells_call_got_and_expected(sandbox):
+    job = Job("def f(x, y=0): return [x]", (AssertTest("assert f(1, y=2) == [2]"),), SHORT, entry_point="f")
+    ((result,),) = sandbox.run([job])
+    assert (result.call, result.got, result.expected) == ("f(1, y=2)", "[1]", "[2]")
+
+
+def test_tracebacks_have_the_programs_own_lines(sandbox):
+    job = Job("def g():\n    return [][1]\n\ng()\n", (IoTest("", ""),), SHORT)
+    ((result,),) = sandbox.run([job])
+    assert result.traceback == (
+        'Traceback (most recent call last):\n  File "solution.py", line 4, in <module>\n    g()\n'
+        '  File "solution.py", line 2, in g\n    return [][1]\nIndexError: list index out of range\n'
+    )
+
+
+def test_nothing_is_left_for_the_next_test(sandbox):
+    writer = "import os, builtins\nopen('left', 'w').write('x')\nos.environ['LEFT'] = 'x'\nbuiltins.left = 1"
+    reader = "import os, builtins\nprint(os.listdir('.'), 'LEFT' in os.environ, hasattr(builtins, 'left'))"
+    jobs = [Job(writer, (IoTest("", ""),), SHORT)] * 4 + [
+        Job(reader, (IoTest("", "[] False False"),), SHORT)
+    ] * 4
+    assert all(result.verdict == Verdict.PASSED for (result,) in sandbox.run(jobs))
+
+
+def test_no_process_survives_its_test(sandbox):
+    daemon = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+        "        open('/proc/self/comm', 'w').write('leftover-xyz')\n        time.sleep(100)\n    os._exit(0)\n"
+        "time.sleep(0.3)\nprint(1)"
+    )
+    results = sandbox.run([Job(daemon, (IoTest("", "1"),), SHORT)] * 2)
+    assert all(result.verdict == Verdict.PASSED for (result,) in results)
+    names = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            names.append(open(f"/proc/{pid}/comm").read().strip())
+        except OSError:
+            pass
+    assert "leftover-xyz" not in names
+
+
+def test_the_environment_of_the_caller_stays_out(sandbox):
+    os.environ["SECRET"] = "x"
+    job = Job("import os; print('SECRET' in os.environ)", (IoTest("", "False"),), SHORT)
+    assert sandbox.run([job])[0][0].verdict == Verdict.PASSED
+
+
+def test_results_are_in_order_and_final_scoring_stops_early(sandbox):
+    tests = tuple(IoTest(f"{i}\n", f"{i if i != 3 else 0}\n") for i in range(6))
+    everything, early = sandbox.run(
+        [Job("print(input())", tests, SHORT), Job("print(input())", tests, SHORT, stop_at_first_failure=True)]
+    )
+    assert [r.verdict == Verdict.PASSED for r in everything] == [True, True, True, False, True, True]
+    assert [r.verdict == Verdict.PASSED for r in early] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "match"),
+    [
+        ("1 2\n", "1 2", True),
+        ("1\n2", "1 2", True),
+        ("YES", "yes", True),
+        ("1.000001", "1", True),
+        ("1.0001", "1", False),
+        ("1e5", "100000", True),
+        ("nan", "nan", True),
+        ("nan", "1", False),
+        ("inf", "infinity", False),
+        ("1_0", "10", False),
+        ("0x10", "16", False),
+        ("", "", True),
+        ("1", "1 1", False),
+        ("a", "b", False),
+    ],
+)
+def test_outputs_match_as_the_original_judge_has_it(got, expected, match):
+    assert outputs_match(got, expected) is match

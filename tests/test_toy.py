@@ -1,0 +1,95 @@
+"""The offline world: its splits have nothing in common, and every public test tells all programs apart."""
+
+import random
+
+import pytest
+
+import toy
+from sandbox import IoTest, Job, Verdict, outputs_match
+
+SPLITS = ("train", "valid", "test")
+
+
+def test_the_world_has_its_size():
+    assert len(toy.FAMILIES) >= 3
+    assert sum(len(family.rules) for family in toy.FAMILIES) >= 40
+    assert all(len(set(family.programs())) == 30 for family in toy.FAMILIES)
+
+
+def test_no_input_stands_in_two_splits():
+    inputs = [{t.input for p in toy.problems(s) for t in p.public_tests + p.private_tests} for s in SPLITS]
+    assert not inputs[0] & inputs[1] and not inputs[0] & inputs[2] and not inputs[1] & inputs[2]
+
+
+def test_training_sees_neither_new_rules_nor_new_combinations():
+    rl = {p.answer for s in ("train", "valid") for p in toy.problems(s)}
+    test = {
+        group: {p.answer for p in toy.problems("test") if p.group == group}
+        for group in ("seen", "new combination", "new rule")
+    }
+    assert test["seen"] <= rl and not test["new combination"] & rl and not test["new rule"] & rl
+    rules = {program.split("\n")[1] for program in rl}
+    assert {program.split("\n")[1] for program in test["new combination"]} <= rules
+    assert not {program.split("\n")[1] for program in test["new rule"]} & rules
+
+
+def test_each_public_test_tells_the_answer_and_no_private_test_is_public():
+    for problem in toy.problems("test"):
+        (family,) = (f for f in toy.FAMILIES if f.statement == problem.statement)
+        for test in problem.public_tests:
+            fitting = [p for p in family.programs() if outputs_match(toy._output(p, test.input), test.output)]
+            assert fitting == [problem.answer]
+        assert not {t.input for t in problem.public_tests} & {t.input for t in problem.private_tests}
+
+
+def test_the_sandbox_agrees_with_the_answers(sandbox):
+    problems = toy.problems("test")[::8]
+    jobs = [Job(p.answer, p.public_tests + p.private_tests, p.limits) for p in problems]
+    assert all(r.verdict == Verdict.PASSED for results in sandbox.run(jobs) for r in results)
+    jobs = [Job(p.incorrect_solutions[0], p.public_tests, p.limits) for p in problems]
+    assert all(r.verdict == Verdict.WRONG_ANSWER for results in sandbox.run(jobs) for r in results)
+
+
+def test_the_warm_start_shows_the_feedback_that_the_sandbox_gives(sandbox):
+    problem = toy.problems("train")[0]
+    for program in (*problem.incorrect_solutions, problem.answer, problem.answer.split("\n", 1)[1]):
+        ours = toy._results(program, problem)
+        (theirs,) = sandbox.run([Job(program, problem.public_tests, problem.limits)])
+        assert [(r.verdict, r.traceback) for r in ours] == [(r.verdict, r.traceback) for r in theirs]
+        if ours[0].verdict != Verdict.EXCEPTION:
+            assert [r.stdout for r in ours] == [r.stdout for r in theirs]
+
+
+def test_the_tokenizer_gives_every_text_back(tokenizer):
+    draw = random.Random(0)
+    for _ in range(50):
+        text = tokenizer.apply_chat_template(toy.warm_start_dialog(draw, 0.2), tokenize=False)
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    strange = "naïve ☃ \t\x00 123 ab```python\n"
+    assert tokenizer.decode(tokenizer.encode(strange, add_special_tokens=False)) == strange
+
+
+def test_the_base_is_built_once_and_loads(tmp_path, tokenizer):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory = toy.ensure_base(tmp_path / "base", steps=3, batch=4)
+    written = (directory / "model.safetensors").stat().st_mtime_ns
+    assert toy.ensure_base(directory) == directory
+    assert (directory / "model.safetensors").stat().st_mtime_ns == written
+    again = AutoTokenizer.from_pretrained(directory)
+    text = again.apply_chat_template(toy.warm_start_dialog(random.Random(1), 0.2), tokenize=False)
+    assert again.encode(text) == tokenizer.encode(text, add_special_tokens=False)
+    assert AutoModelForCausalLM.from_pretrained(directory).config.vocab_size == len(again)
+
+
+def test_an_unknown_split_is_named():
+    with pytest.raises(ValueError, match="'dev'"):
+        toy.problems("dev")
+
+
+def test_io_tests_end_with_a_newline():
+    assert all(
+        isinstance(t, IoTest) and t.input.endswith("\n")
+        for p in toy.problems("valid")
+        for t in p.public_tests
+    )

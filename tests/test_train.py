@@ -1,0 +1,212 @@
+"""The loop: ratio 1 at the start, gradients that do not depend on the split, the same run from the same
+seed, learning.
+"""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_model
+
+import toy
+import train as module
+from ppo import collate, response_logprobs
+from rollout import Episode, RolloutSettings, Turn, rollout
+from train import Config, draw_problems, microbatches, parse_config, prepare, train, update
+from value_head import ValueModel
+
+CONFIG = Config(
+    device="cpu", batch_episodes=12, minibatch_episodes=12, max_new_tokens=12, context=600, warmup_updates=1
+)
+
+
+@pytest.fixture(scope="module")
+def episodes(model, tokenizer, sandbox):
+    settings = RolloutSettings(max_new_tokens=12, context=600)
+    return rollout(model, tokenizer, toy.problems("train")[:12], sandbox, settings, seed=0)
+
+
+def networks(tokenizer):
+    """The policy that sampled `episodes`, a critic, and optimisers whose steps are the gradients."""
+    policy = make_model(len(tokenizer), end=tokenizer.eos_token_id)
+    critic = ValueModel(make_model(len(tokenizer), seed=1))
+    optimisers = [torch.optim.SGD(n.parameters(), lr=1.0) for n in (policy, critic)]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda n: 1.0) for o in optimisers]
+    return policy, critic, optimisers, schedules
+
+
+def test_ratio_is_one_on_the_first_minibatch_and_kl_zero_for_equal_models(episodes, tokenizer):
+    policy, critic, optimisers, schedules = networks(tokenizer)
+    targets, statistics = prepare(policy, networks(tokenizer)[0], critic, episodes, CONFIG)
+    assert statistics["kl"] == 0
+    assert statistics["behaviour_gap"] < 1e-4
+    result = update(policy, critic, optimisers, schedules, episodes, targets, CONFIG)
+    assert result["ratio_worst"] < 1e-5
+
+
+@pytest.mark.parametrize("token_level", [False, True])
+def test_micro_batches_do_not_change_the_gradient(episodes, tokenizer, token_level):
+    weights = []
+    for budget in (100_000, 400, 150):
+        config = replace(
+            CONFIG, microbatch_tokens=budget, token_level_values=token_level, max_gradient_norm=1e9
+        )
+        policy, critic, optimisers, schedules = networks(tokenizer)
+        targets, _ = prepare(policy, make_model(len(tokenizer), seed=5), critic, episodes, config)
+        update(policy, critic, optimisers, schedules, episodes, targets, config)
+        weights.append([p.detach() for n in (policy, critic) for p in n.parameters()])
+    assert len(microbatches(episodes, 150)) > len(microbatches(episodes, 100_000)) == 1
+    for other in weights[1:]:
+        for a, b in zip(weights[0], other, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_advantages_are_one_number_a_turn(episodes, tokenizer):
+    policy, critic, *_ = networks(tokenizer)
+    targets, _ = prepare(policy, networks(tokenizer)[0], critic, episodes, CONFIG)
+    raw = []
+    for episode, target in zip(episodes, targets, strict=True):
+        sizes = [turn.end - turn.start for turn in episode.turns]
+        pieces = target.advantages.split(sizes)
+        assert all(piece.unique().numel() == 1 for piece in pieces)
+        # The reference equals the policy, so the KL is 0 and returns are sums of rewards by hand.
+        rewards = [-0.2 if turn.code is None else 0.0 for turn in episode.turns[:-1]]
+        rewards.append(1.0 if episode.solved else -1.0)
+        assert target.returns.tolist() == pytest.approx([sum(rewards[t:]) for t in range(len(rewards))])
+        raw += [
+            (g - v, piece[0]) for g, v, piece in zip(target.returns, target.old_values, pieces, strict=True)
+        ]
+    plain, normalised = (torch.stack(column) for column in zip(*raw, strict=True))  # (N,), (N,)
+    expected = (plain - plain.mean()) / plain.std(correction=0)
+    torch.testing.assert_close(normalised, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_micro_batches_hold_every_episode_once_within_the_budget(episodes):
+    groups = microbatches(episodes, 400)
+    assert sorted(i for group in groups for i in group) == list(range(len(episodes)))
+    assert all(max(len(episodes[i].ids) for i in group) * len(group) <= 400 for group in groups)
+
+
+def test_every_pass_over_the_training_set_meets_every_problem_once():
+    config = replace(CONFIG, batch_episodes=4)
+    problems = list(range(10))
+    drawn = [p for iteration in range(5) for p in draw_problems(problems, iteration, config)]
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == problems
+    assert drawn[:10] != drawn[10:]
+
+
+def test_ppo_learns_a_dialog_that_can_be_solved_only_by_reading_the_feedback():
+    """Two arms.
+
+    The first choice is a guess; the feedback names the right arm; the second choice must be that arm.
+    """
+    user, header, arms = 1, 2, (3, 4)
+    policy, reference, critic = make_model(6), make_model(6), ValueModel(make_model(6, seed=1))
+    config = replace(CONFIG, learning_rate=3e-3, batch_episodes=64, minibatch_episodes=16, beta=0.0)
+    optimisers = [torch.optim.AdamW(n.parameters(), lr=3e-3) for n in (policy, critic)]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda n: 1.0) for o in optimisers]
+    generator = torch.Generator().manual_seed(0)
+
+    def respond(episodes: list[Episode]) -> None:
+        with torch.no_grad():
+            logits = policy(torch.tensor([e.ids for e in episodes])).logits[:, -1]  # (n, V)
+        logprobs = logits.log_softmax(-1)  # (n, V)
+        tokens = torch.multinomial(logprobs.exp(), 1, generator=generator)  # (n, 1)
+        for episode, token, logprob in zip(episodes, tokens, logprobs.gather(1, tokens), strict=True):
+            start = len(episode.ids)
+            episode.turns.append(Turn(start, start + 1, [logprob.item()], code="pass"))
+            episode.ids.append(token.item())
+
+    solved = []
+    for _ in range(40):
+        right = [arms[int(torch.randint(2, (1,), generator=generator))] for _ in range(64)]
+        episodes = [Episode(None, [user, header], [], False, False, False, i) for i in range(64)]
+        respond(episodes)
+        again = [e for e, arm in zip(episodes, right, strict=True) if e.ids[-1] != arm]
+        for episode in again:
+            episode.ids += [user, right[episode.index], header]
+        respond(again)
+        for episode, arm in zip(episodes, right, strict=True):
+            episode.solved = episode.ids[-1] == arm
+        solved.append(sum(e.solved for e in episodes) / 64)
+        targets, _ = prepare(policy, reference, critic, episodes, config)
+        for start in range(0, 64, 16):
+            part = slice(start, start + 16)
+            update(policy, critic, optimisers, schedules, episodes[part], targets[part], config)
+    assert solved[0] < 0.7
+    assert sum(solved[-5:]) / 5 > 0.95
+
+
+def small_run(directory, monkeypatch, tokenizer, **settings):
+    """A whole `train` on a tiny random model; returns its metrics without the clock."""
+    base = directory / "base"
+    make_model(len(tokenizer), end=tokenizer.eos_token_id).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    config = replace(
+        CONFIG,
+        model=str(base),
+        output=str(directory / "run"),
+        iterations=2,
+        evaluate_every=1,
+        limit_problems=6,
+        minibatch_episodes=6,
+        **settings,
+    )
+    train(config)
+    lines = [json.loads(line) for line in (directory / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path, monkeypatch, tokenizer):
+    first = small_run(tmp_path / "a", monkeypatch, tokenizer)
+    second = small_run(tmp_path / "b", monkeypatch, tokenizer)
+    assert first == second or all(
+        a == b or math.isnan(a) and math.isnan(b)
+        for x, y in zip(first, second, strict=True)
+        for a, b in zip(x.values(), y.values(), strict=True)
+        if not isinstance(a, list)
+    )
+    assert first[0]["first_ratio_worst"] < 1e-5
+    needed = "reward solved_by_turn kl ratio clip_fraction entropy explained_variance truncated_responses invalid_code"
+    assert set(needed.split()) <= set(first[0])
+    other = small_run(tmp_path / "c", monkeypatch, tokenizer, seed=1)
+    assert other[0]["entropy"] != first[0]["entropy"]
+    files = {path.name for path in (tmp_path / "a" / "run").iterdir()}
+    assert {"config.json", "metrics.jsonl", "dialogs.txt", "best", "result.json"} <= files
+
+
+def test_the_saved_policy_is_the_trained_one(tmp_path, monkeypatch, tokenizer, episodes):
+    small_run(tmp_path, monkeypatch, tokenizer, valid_split="", test_split="", learning_rate=1e-2)
+    base, best = (
+        module.load_model(replace(CONFIG, model=str(path)))
+        for path in (tmp_path / "base", tmp_path / "run" / "best")
+    )
+    batch = collate(episodes, torch.device("cpu"))
+    with torch.no_grad():
+        gap = (response_logprobs(base, batch, 1.0)[0] - response_logprobs(best, batch, 1.0)[0]).abs().max()
+    assert gap > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (
+            ["--batch_episodes", "10", "--minibatch_episodes", "4"],
+            "batch_episodes 10 .* minibatch_episodes 4",
+        ),
+        (["--microbatch_tokens", "100"], "microbatch_tokens 100 .* context 512"),
+    ],
+)
+def test_settings_that_disagree_are_named(flags, named):
+    with pytest.raises(ValueError, match=named):
+        parse_config(flags)
+
+
+def test_presets_hold_the_numbers_of_the_paper():
+    config = parse_config(["--preset", "8b", "--beta", "0.1"])
+    assert (config.batch_episodes, config.minibatch_episodes, config.learning_rate) == (1024, 256, 2e-7)
+    assert config.beta == 0.1
+    with pytest.raises(SystemExit):
+        parse_config(["--preset", "9b"])
