@@ -9,9 +9,14 @@ Run alone: `python data.py SOURCE [SPLIT]` counts a problem set's problems and t
 message.
 """
 
+import ast
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
 
 from sandbox import AssertTest, IoTest, Job, Limits, TestResult, Verdict
 
@@ -171,14 +176,161 @@ def make_job(
     )
 
 
+# ---- where problems come from ------------------------------------------------------------------------------
+
+# HumanEval+ compares floats with numpy. The judge has the standard library only, so its helper code gets
+# this instead.
+NUMPY_FOR_THE_JUDGE = """
+class np:
+    class ndarray: pass
+    def allclose(got, expected, rtol, atol):
+        if isinstance(expected, (list, tuple)):
+            return len(got) == len(expected) and all(np.allclose(g, e, rtol, atol) for g, e in zip(got,
+            expected))
+        return got == expected or abs(got - expected) <= atol + rtol * abs(expected)
+"""
+HUMANEVAL_PUBLIC_TESTS = 8  # HumanEval's own tests come first; the hub's file does not say how many they are
+PYTHON3 = 3  # CodeContests' number of the language
+
+
+class Problems(Sequence):
+    """Problems made of a table's rows when they are asked for: a large table stays on disk."""
+
+    def __init__(self, rows: datasets.Dataset, make: Callable[[dict], Problem]) -> None:
+        self.rows, self.make = rows, make
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int | slice) -> "Problem | Problems":
+        if isinstance(place, slice):
+            return Problems(self.rows.select(range(*place.indices(len(self)))), self.make)
+        return self.make(self.rows[place])
+
+
+def _from_humaneval_plus(row: dict) -> Problem:
+    """A row of evalplus/humanevalplus.
+
+    Its `check` loops over inputs and results: each round becomes a test.
+    """
+    source = row["test"]
+    check = next(
+        node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == "check"
+    )
+    lists = {node.targets[0].id: node.value.elts for node in check.body if isinstance(node, ast.Assign)}
+    (statement,) = next(node for node in check.body if isinstance(node, ast.For)).body
+    called = isinstance(statement, ast.Expr) and ast.unparse(statement.value.func) == "assertion"
+    expected = lists.get("results", [None] * len(lists["inputs"]))
+    tests = []
+    for given, result in zip(lists["inputs"], expected, strict=True):
+        values = {"inp": ast.unparse(given), "exp": result and ast.unparse(result)}
+        exact = (
+            called
+            and statement.value.args[2].value == 0
+            and not re.search(r"\d\.|\de|inf|nan", values["exp"] or ".0")
+        )
+        if exact:  # then the helper compares with == alone, and an assert can tell both values
+            code = f"assert candidate(*{values['inp']}) == {values['exp']}"
+        else:
+            code = re.sub(r"\b(inp|exp)\b", lambda m, v=values: v[m[1]], ast.unparse(statement))
+        tests.append(AssertTest(code))
+    head = source[: source.rindex("def check(")].replace("import numpy as np", "")
+    return Problem(
+        name=row["task_id"],
+        statement=row["prompt"],
+        public_tests=tuple(tests[:HUMANEVAL_PUBLIC_TESTS]),
+        private_tests=tuple(tests[HUMANEVAL_PUBLIC_TESTS:]),
+        correct_solutions=(row["canonical_solution"],),
+        preamble=row["prompt"],
+        entry_point=row["entry_point"],
+        setup=NUMPY_FOR_THE_JUDGE + head,
+    )
+
+
+def _from_code_contests(row: dict) -> Problem:
+    """A row of deepmind/code_contests: private and generated tests score; Python 3 solutions are kept."""
+
+    def tests(name: str) -> tuple[IoTest, ...]:
+        return tuple(IoTest(*pair) for pair in zip(row[name]["input"], row[name]["output"], strict=True))
+
+    def solutions(name: str) -> tuple[str, ...]:
+        pairs = zip(row[name]["language"], row[name]["solution"], strict=True)
+        return tuple(text for language, text in pairs if language == PYTHON3)
+
+    seconds = row["time_limit"] and row["time_limit"]["seconds"] + row["time_limit"].get("nanos", 0) / 1e9
+    return Problem(
+        name=row["name"],
+        statement=row["description"],
+        public_tests=tests("public_tests"),
+        private_tests=tests("private_tests") + tests("generated_tests"),
+        limits=Limits(seconds or Limits.seconds, row["memory_limit_bytes"] or Limits.memory_bytes),
+        correct_solutions=solutions("solutions"),
+        incorrect_solutions=solutions("incorrect_solutions"),
+        group=f"difficulty {row['difficulty']}",
+    )
+
+
+SCHEMAS = {  # columns that tell a schema, and what makes a Problem of its rows
+    ("task_id", "prompt", "canonical_solution", "entry_point", "test"): _from_humaneval_plus,
+    (
+        "name",
+        "description",
+        "public_tests",
+        "private_tests",
+        "generated_tests",
+        "solutions",
+    ): _from_code_contests,
+}
+HUB = {"humaneval_plus": "evalplus/humanevalplus", "code_contests": "deepmind/code_contests"}
+
+
 def load_problems(source: str, split: str) -> Sequence[Problem]:
     """The problems of a split ("train", "valid" or "test").
 
-    Args: source: "toy".
-    Raises: ValueError for an unknown source or split.
+    Args:
+        source: "toy"; "humaneval_plus" or "code_contests" (from the hub); or a .jsonl, .jsonl.gz or .parquet
+        file
+            with the columns of one of these two, which serves for every split.
+    Raises: ValueError for an unknown source, split or schema, and where no problem is left;
+    FileNotFoundError.
     """
     if source == "toy":
         import toy  # here because toy.py builds its problems from this module's Problem and templates
 
         return toy.problems(split)
-    raise ValueError(f"there is no problem set {source!r}")
+    if source in HUB:
+        rows = datasets.load_dataset(HUB[source], split=split)
+    elif Path(source).suffix in (".gz", ".jsonl", ".parquet"):
+        if not Path(source).exists():
+            raise FileNotFoundError(f"there is no problem file {source}")
+        kind = "parquet" if source.endswith(".parquet") else "json"
+        rows = datasets.load_dataset(kind, data_files=source, split="train")
+    else:
+        raise ValueError(
+            f"there is no problem set {source!r}: toy, {', '.join(HUB)}, or a .jsonl(.gz) or .parquet file"
+        )
+    make = next((make for columns, make in SCHEMAS.items() if set(columns) <= set(rows.column_names)), None)
+    if make is None:
+        wanted = " or ".join(", ".join(columns) for columns in SCHEMAS)
+        raise ValueError(f"{source} has the columns {', '.join(rows.column_names)}, but needs {wanted}")
+    if make is _from_code_contests:
+        # The paper drops what has no public or no private tests.
+        scored = [
+            bool(public["input"]) and bool(private["input"] or generated["input"])
+            for public, private, generated in zip(
+                rows["public_tests"], rows["private_tests"], rows["generated_tests"], strict=True
+            )
+        ]
+        kept = [place for place, keep in enumerate(scored) if keep]
+        dropped = len(scored) - len(kept)
+        print(f"{source}: {dropped} of {len(scored)} problems have no public or no private tests")
+        rows = rows.select(kept)
+    if not len(rows):
+        raise ValueError(f"{source} has no problem with public and private tests")
+    return Problems(rows, make)
+
+
+if __name__ == "__main__":
+    problem_set = load_problems(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "test")
+    count = sum(len(p.public_tests) + len(p.private_tests) for p in problem_set)
+    print(f"{len(problem_set)} problems, {count} tests\n\n{first_message(problem_set[0])}")

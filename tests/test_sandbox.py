@@ -32,7 +32,8 @@ def f(x):
         ("import sys; print(42); sys.exit()", "passed"),
         ("import atexit; atexit.register(print, 42)", "passed"),
         (
-            "import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return n and 1 + f(n - 1)\nprint(f(10**5) - 99958)",
+            "import sys\nsys.setrecursionlimit(10**6)\n"
+            "def f(n): return n and 1 + f(n - 1)\nprint(f(10**5) - 99958)",
             "passed",
         ),
         ("print(41)", "wrong answer"),
@@ -58,7 +59,8 @@ def f(x):
         ("try:\n  while True: pass\nexcept BaseException: pass", "timeout"),
         ("x = 'a' * (1 << 30)", "out of memory"),
         (
-            "import os, time\nfor _ in range(4):\n  if os.fork() == 0: x = bytearray(150 << 20)\ntime.sleep(60)",
+            "import os, time\n"
+            "for _ in range(4):\n  if os.fork() == 0: x = bytearray(150 << 20)\ntime.sleep(60)",
             "out of memory",
         ),
         ("while True: print('x' * 1000)", "too much output"),
@@ -114,12 +116,15 @@ def test_verdict_of_a_program(sandbox, program, verdict):
         ("x = 1", "assert f(1) == 2", "exception"),
         ("def f(x): return 'a' * (1 << 25)", "assert f(1) == 2", "exception"),
         (
-            "import sys\nsys.setrecursionlimit(10**6)\ndef f(x):\n  a = []\n  for _ in range(10**4): a = [a]\n  return a",
+            "import sys\nsys.setrecursionlimit(10**6)\n"
+            "def f(x):\n  a = []\n  for _ in range(10**4): a = [a]\n  return a",
             "assert f(1) == 2",
             "exception",
         ),
         (
-            "import os\nfor fd in range(3, 64):\n  try: os.write(fd, b'\\0' * 8 + b'{\"verdict\": \"passed\"}')\n  except OSError: pass\ndef f(x): return 3",
+            "import os\nfor fd in range(3, 64):\n"
+            "  try: os.write(fd, b'\\0' * 8 + b'{\"verdict\": \"passed\"}')\n"
+            "  except OSError: pass\ndef f(x): return 3",
             "assert f(1) == 2",
             "exception",
         ),
@@ -158,7 +163,8 @@ def test_nothing_is_left_for_the_next_test(sandbox):
 def test_no_process_survives_its_test(sandbox):
     daemon = (
         "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
-        "        open('/proc/self/comm', 'w').write('leftover-xyz')\n        time.sleep(100)\n    os._exit(0)\n"
+        "        open('/proc/self/comm', 'w').write('leftover-xyz')\n        time.sleep(100)\n"
+        "    os._exit(0)\n"
         "time.sleep(0.3)\nprint(1)"
     )
     results = sandbox.run([Job(daemon, (IoTest("", "1"),), SHORT)] * 2)

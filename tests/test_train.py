@@ -169,8 +169,8 @@ def test_the_same_seed_gives_the_same_run(tmp_path, monkeypatch, tokenizer):
         if not isinstance(a, list)
     )
     assert first[0]["first_ratio_worst"] < 1e-5
-    needed = "reward solved_by_turn kl ratio clip_fraction entropy explained_variance truncated_responses invalid_code"
-    assert set(needed.split()) <= set(first[0])
+    needed = "reward solved_by_turn kl ratio clip_fraction entropy explained_variance invalid_code"
+    assert {*needed.split(), "truncated_responses", "truncated_dialogs", "seconds"} <= {*first[0], "seconds"}
     other = small_run(tmp_path / "c", monkeypatch, tokenizer, seed=1)
     assert other[0]["entropy"] != first[0]["entropy"]
     files = {path.name for path in (tmp_path / "a" / "run").iterdir()}
