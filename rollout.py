@@ -381,8 +381,8 @@ def rollout(
         ids = prompt_ids(tokenizer, first_message(problem))
         if len(ids) + settings.max_new_tokens > settings.context:
             raise ValueError(
-                f"the prompt of {problem.name} has {len(ids)} tokens: with {settings.max_new_tokens} new ones "
-                f"it does not fit a context of {settings.context}"
+                f"the prompt of {problem.name} has {len(ids)} tokens: with {settings.max_new_tokens} new "
+                f"ones it does not fit a context of {settings.context}"
             )
         noise = np.random.default_rng([seed, index])
         waiting.append(
