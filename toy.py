@@ -5,16 +5,19 @@ minutes. Nothing else in the project knows that the world is small: `problems` g
 `ensure_base` a Hugging Face directory as a hub would.
 
 A problem has a family (say, lists of numbers), a rule of the family (reverse the list) and a way to print
-(with commas). The statement names the family only, so thirty programs may be meant. Its public tests are
-chosen so that each of them tells all thirty apart; whoever reads one line of feedback knows the answer,
-whoever does not has one chance in thirty a turn. Reading takes comparing and copying, not arithmetic: that
-is what a model of half a million parameters can do.
+(with commas). The statement names the family only, so thirty programs may be meant. Each public test tells
+all thirty apart: whoever reads one line of feedback knows the answer, whoever does not has one chance in
+thirty a turn. Different places of an input are spelt with different characters (the first number with 1 to 4,
+the second with 5 to 9), and a line of a program is one token: reading takes recognising, not arithmetic. A
+model of a third of a million parameters learns it in a minute.
 
-The warm start makes the model that RLEF starts from, by imitation of synthetic dialogs. It first learns to
-read feedback, then to rarely do so: 60 % of its answers after feedback repeat the last one, 20 % are another
-guess, 20 % follow the feedback. RL sees only part of the world. The test split has three groups: "seen"
-(rule and print met in RL, other inputs), "new combination" (both met, never together) and "new rule" (a rule
-that RL never met). No input stands in two splits.
+The warm start makes the model that RLEF starts from, by imitation of synthetic dialogs, in two lessons: first
+how feedback is read, then mostly not to read it. In the second most answers, after feedback too, are the
+family's first program, some are another guess or broken code, and few follow the feedback. At a low
+temperature that model says the same thing three times. RL sees only part of the world. The test split has
+three groups: "seen" (rule and print met in RL, other inputs), "new combination" (both met, never together)
+and "new rule" (never met by RL; the warm start has, or the model could not name it). No input stands in two
+splits.
 
 Run alone: `python toy.py [DIRECTORY]` builds the model and prints a dialog of the warm start.
 """
@@ -24,7 +27,6 @@ import functools
 import io
 import linecache
 import random
-import re
 import shutil
 import sys
 import zlib
@@ -32,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -40,8 +43,6 @@ import data
 from data import Problem, feedback_message, first_message
 from sandbox import IoTest, Limits, TestResult, Verdict, candidate_traceback, outputs_match
 
-DIGITS, LETTERS = "123456789", "abcdefghij"
-PROGRAM = "```python\n{read}\n{rule}\n{show}\n```"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -55,6 +56,8 @@ class Family:
     """Problems that share a statement; `held_out` are the rules that RL never meets."""
 
     statement: str
+    places: tuple[tuple[str, ...], ...]  # the words of an input; of each character, which it may be
+    separator: str  # between these words
     read: str  # first line of a program
     rules: tuple[str, ...]  # second line
     shows: tuple[str, ...]  # third line
@@ -71,6 +74,8 @@ class Family:
 FAMILIES = (
     Family(
         "Read two integers and print one number.",
+        (("1234",) * 2, ("56789",) * 3),
+        " ",
         "a, b = map(int, input().split())",
         (
             "y = a + b",
@@ -78,7 +83,7 @@ FAMILIES = (
             "y = b * 10",
             "y = -a",
             "y = -b",
-            "y = a * 100 + b",
+            "y = a * 1000 + b",
             "y = b * 100 + a",
             "y = a % 10",
             "y = b % 10",
@@ -88,6 +93,8 @@ FAMILIES = (
     ),
     Family(
         "Read some numbers and print some of them.",
+        (("123",) * 2, ("456",) * 2, ("789",) * 2),
+        " ",
         "xs = list(map(int, input().split()))",
         (
             "ys = xs[::-1]",
@@ -97,7 +104,7 @@ FAMILIES = (
             "ys = [0] + xs",
             "ys = xs + xs",
             "ys = [x * 10 for x in xs]",
-            "ys = [x * 11 for x in xs]",
+            "ys = [x * 100 for x in xs]",
             "ys = xs + [0]",
             "ys = [x * 10 + 1 for x in xs]",
         ),
@@ -105,6 +112,8 @@ FAMILIES = (
     ),
     Family(
         "Read a word and print another.",
+        (("abcde",), ("fghij",), ("klmno",), ("pqrst",)),
+        "",
         "s = input().strip()",
         (
             "t = s[::-1]",
@@ -122,6 +131,8 @@ FAMILIES = (
     ),
     Family(
         "Read a line of words and print another line.",
+        (("abcd", "efgh"), ("ijkl", "mnop"), ("qrst", "uvwz")),
+        " ",
         "ws = input().split()",
         (
             "vs = ws[::-1]",
@@ -160,16 +171,7 @@ def inputs(family: Family, split: str) -> list[str]:
     draw = random.Random(f"{family.statement} {split}")
     found: dict[str, None] = {}
     while len(found) < (300 if split == "train" else 40):
-        if family is FAMILIES[0]:
-            digits = draw.sample(DIGITS, 4)
-            text = f"{digits[0]}{digits[1]} {digits[2]}{digits[3]}"
-        elif family is FAMILIES[1]:
-            text = " ".join(draw.sample(DIGITS, 3))
-        elif family is FAMILIES[2]:
-            text = "".join(draw.sample(LETTERS, 4))
-        else:
-            letters = draw.sample(LETTERS, 6)
-            text = " ".join("".join(letters[i : i + 2]) for i in (0, 2, 4))
+        text = family.separator.join("".join(map(draw.choice, word)) for word in family.places)
         if text in found or SPLIT_OF_INPUT[zlib.crc32(text.encode()) % 10] != split:
             continue
         outputs = [_output(program, text) for program in family.programs()]
@@ -183,7 +185,7 @@ def group_of(family: Family, program: int) -> str:
     rule, show = divmod(program, len(family.shows))
     if rule in family.held_out:
         return "new rule"
-    return "new combination" if (rule + show) % 5 == 0 else "seen"
+    return "new combination" if (rule + show) % 5 == 4 else "seen"
 
 
 def _problem(family: Family, program: int, split: str, name: str, draw: random.Random) -> Problem:
@@ -234,7 +236,7 @@ def problems(split: str) -> list[Problem]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, and one token for each fixed line of the prompts and each idiom of the programs.
+    """Bytes, and one token for each fixed line of the prompts and each line of the programs.
 
     Every text can be encoded; what the world is made of (digits, letters, separators) is a token a character.
     """
@@ -248,9 +250,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     for template in data.FEEDBACK_TOKENS.values():
         idioms += [line + "\n" for line in template.splitlines() if "{" not in line]
     for family in FAMILIES:
-        idioms += [family.statement + "\n\n", family.read, *family.shows]
-        for rule in family.rules:
-            idioms += re.findall(r"\w+ = |\[[^\]]*\]|\w{2,}\(|\.\w+\(\)| for \w in \w+\]| \W+ ", rule + "\n")
+        idioms += [family.statement + "\n\n", family.read, *family.rules, *family.shows]
     idioms = [idiom for idiom in dict.fromkeys(idioms) if len(idiom) > 1]
     tokenizer.add_tokens([AddedToken(idiom, normalized=False) for idiom in idioms])
     return PreTrainedTokenizerFast(
@@ -261,10 +261,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
-
-
-def _answer(program: str) -> str:
-    return f"```python\n{program}```"
 
 
 def _results(program: str, problem: Problem) -> list[TestResult]:
@@ -283,35 +279,34 @@ def _results(program: str, problem: Problem) -> list[TestResult]:
 
 
 def warm_start_dialog(
-    draw: random.Random, reading: float, turn_limit: int = 3, faults: float = 0.12
+    draw: random.Random,
+    turn_limit: int = 3,
+    reading: float = 0.2,
+    favourite: float = 0.75,
+    faults: float = 0.1,
 ) -> list[dict]:
     """A synthetic dialog; `reading` is the share of its answers after feedback that follow the feedback.
 
-    Of the other answers three in four repeat the last one and one in four is a guess. Of the guesses a share
-    `faults` is broken: two thirds of these are not Python, one third crashes.
+    Of the other answers a share `favourite` is the family's first program, the rest is a guess among all.
+    A share `faults` of both is broken: two thirds of these are not Python, one third crashes.
     """
     family = draw.choice(FAMILIES)
     programs = family.programs()
     problem = _problem(family, draw.randrange(len(programs)), "train", "warm start", draw)
     messages = [{"role": "user", "content": first_message(problem)}]
-    answer, told = "", False
+    told = False
     for turn in range(turn_limit):
-        choice = draw.random()
-        program = problem.answer
-        if not told or choice >= reading:
-            program = draw.choice(programs)
+        program, results = problem.answer, None
+        if not told or draw.random() >= reading:
+            program = programs[0] if draw.random() < favourite else draw.choice(programs)
             fault = draw.random()
-            if answer and choice < reading + 0.75 * (1 - reading):
-                program = None
-            elif fault < 2 / 3 * faults:
+            if fault < 2 / 3 * faults:
                 program = program.replace("\n", " =\n", 1)
             elif fault < faults:
                 program = program.split("\n", 1)[1]
-        if program is not None:
-            answer = _answer(program)
-        messages.append({"role": "assistant", "content": answer})
-        code = answer.removeprefix("```python\n").removesuffix("```")
-        results = None if " =\n" in code else _results(code, problem)
+        messages.append({"role": "assistant", "content": f"```python\n{program}```"})
+        if " =\n" not in program:
+            results = _results(program, problem)
         if turn + 1 == turn_limit or results and all(r.verdict == Verdict.PASSED for r in results):
             break
         messages.append({"role": "user", "content": feedback_message(problem, results)})
@@ -319,10 +314,10 @@ def warm_start_dialog(
     return messages
 
 
-def ensure_base(directory: Path, seed: int = 0, steps: int = 1200, batch: int = 32) -> Path:
-    """The Hugging Face directory of the warm-started model.
+def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600, 80)) -> Path:
+    """The Hugging Face directory of the warm-started model, built when it is not there.
 
-    Built (some three minutes) when it is not there.
+    Args: lessons: steps of the two lessons, that which teaches to read and that which teaches not to.
     """
     if (directory / "config.json").exists():
         return directory
@@ -346,16 +341,18 @@ def ensure_base(directory: Path, seed: int = 0, steps: int = 1200, batch: int = 
     )
     model = LlamaForCausalLM(config)
     user, assistant = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[1:3])
-    rate, reading_steps = 4e-3, int(0.85 * steps)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
-    bar = tqdm(range(steps), desc="warm start", unit="step")
+    optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.1, betas=(0.9, 0.98))
+    bar = tqdm(range(sum(lessons)), desc="warm start", unit="step")
     for step in bar:
-        if step < reading_steps:
+        reads = step < lessons[0]
+        progress = step / lessons[0] if reads else (step - lessons[0]) / lessons[1]
+        rate = (min(1.0, 10 * progress, 2 * (1 - progress)) + 0.02) * (4e-3 if reads else 8e-4)
+        optimiser.param_groups[0]["lr"] = rate
+        if reads:
             # A wrong guess, feedback, the right answer: short dialogs, in which only reading can be learned.
-            dialogs = [warm_start_dialog(draw, reading=1.0, turn_limit=2, faults=0.0) for _ in range(batch)]
+            dialogs = [warm_start_dialog(draw, 2, reading=1, favourite=0, faults=0) for _ in range(32)]
         else:
-            dialogs = [warm_start_dialog(draw, reading=0.2) for _ in range(2 * batch)]
+            dialogs = [warm_start_dialog(draw) for _ in range(64)]
         texts = [tokenizer.apply_chat_template(dialog, tokenize=False) for dialog in dialogs]
         ids = tokenizer(
             texts, add_special_tokens=False, padding=True, return_tensors="pt"
@@ -363,16 +360,18 @@ def ensure_base(directory: Path, seed: int = 0, steps: int = 1200, batch: int = 
         markers = torch.where(ids == assistant, 1, torch.where(ids == user, -1, 0))  # (B, T)
         headers = torch.arange(ids.shape[1]) * (markers != 0)  # (B, T)
         spoken = markers.gather(1, headers.cummax(1).values) == 1  # (B, T) in an answer or at its header
-        trained = spoken[:, :-1] & (ids[:, 1:] != tokenizer.pad_token_id) & (ids[:, 1:] != user)  # (B, T-1)
-        if 50 < step < reading_steps:
-            trained &= (ids == assistant).cumsum(1)[:, :-1] > 1  # (B, T-1) not the guess: it would be noise
-        logits = model(ids[:, :-1]).logits  # (B, T-1, V)
-        loss = torch.nn.functional.cross_entropy(logits[trained], ids[:, 1:][trained])
+        words = ids[:, 1:] != tokenizer.pad_token_id  # (B, T-1)
+        answers = words & spoken[:, :-1] & (ids[:, 1:] != user)  # (B, T-1)
+        if reads and step > 50:
+            answers &= (ids == assistant).cumsum(1)[:, :-1] > 1  # (B, T-1) not the guess: it would be noise
+        losses = F.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        loss = losses[answers].mean()
+        if reads:
+            loss += 0.3 * losses[words].mean()  # what tests say of programs: far fewer dialogs are needed
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        schedule.step()
         bar.set_postfix_str(f"loss {loss.item():.3f}")
     beside = directory.with_name(directory.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
@@ -383,6 +382,6 @@ def ensure_base(directory: Path, seed: int = 0, steps: int = 1200, batch: int = 
 
 
 if __name__ == "__main__":
-    for message in warm_start_dialog(random.Random(0), reading=0.2):
+    for message in warm_start_dialog(random.Random(0)):
         print(f"[{message['role']}]\n{message['content']}\n")
     print(ensure_base(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/toy-base")))

@@ -63,7 +63,7 @@ def test_the_warm_start_shows_the_feedback_that_the_sandbox_gives(sandbox):
 def test_the_tokenizer_gives_every_text_back(tokenizer):
     draw = random.Random(0)
     for _ in range(50):
-        text = tokenizer.apply_chat_template(toy.warm_start_dialog(draw, 0.2), tokenize=False)
+        text = tokenizer.apply_chat_template(toy.warm_start_dialog(draw), tokenize=False)
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
     strange = "naïve ☃ \t\x00 123 ab```python\n"
     assert tokenizer.decode(tokenizer.encode(strange, add_special_tokens=False)) == strange
@@ -72,12 +72,12 @@ def test_the_tokenizer_gives_every_text_back(tokenizer):
 def test_the_base_is_built_once_and_loads(tmp_path, tokenizer):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    directory = toy.ensure_base(tmp_path / "base", steps=3, batch=4)
+    directory = toy.ensure_base(tmp_path / "base", lessons=(2, 2))
     written = (directory / "model.safetensors").stat().st_mtime_ns
     assert toy.ensure_base(directory) == directory
     assert (directory / "model.safetensors").stat().st_mtime_ns == written
     again = AutoTokenizer.from_pretrained(directory)
-    text = again.apply_chat_template(toy.warm_start_dialog(random.Random(1), 0.2), tokenize=False)
+    text = again.apply_chat_template(toy.warm_start_dialog(random.Random(1)), tokenize=False)
     assert again.encode(text) == tokenizer.encode(text, add_special_tokens=False)
     assert AutoModelForCausalLM.from_pretrained(directory).config.vocab_size == len(again)
 
