@@ -39,7 +39,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data import (
     RETRY_WITHOUT_FEEDBACK,
@@ -49,6 +48,7 @@ from data import (
     load_problems,
     make_job,
 )
+from distributed import load_model, load_tokenizer
 from sandbox import Sandbox, TestResult, Verdict
 
 FENCE = re.compile(r"```(?:[ \t]*(?:python3?|py))?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
@@ -465,8 +465,7 @@ if __name__ == "__main__":
     parser.add_argument("model", help="a Hugging Face directory or hub name")
     parser.add_argument("problems", nargs="?", default="toy", help="a problem set or file (default: toy)")
     arguments = parser.parse_args()
-    chat = AutoTokenizer.from_pretrained(arguments.model)
-    language_model = AutoModelForCausalLM.from_pretrained(arguments.model)
+    chat, language_model = load_tokenizer(arguments.model), load_model(arguments.model, dtype="auto")
     first = list(load_problems(arguments.problems, "test")[:1])
     with Sandbox() as executor:
         print(show(chat, rollout(language_model, chat, first, executor, RolloutSettings(), seed=0)[0]))

@@ -11,7 +11,7 @@ import torch
 from conftest import make_model
 
 import toy
-import train as module
+from distributed import load_model
 from ppo import collate, response_logprobs
 from rollout import Episode, RolloutSettings, Turn, rollout
 from train import Config, draw_problems, microbatches, parse_config, prepare, train, update
@@ -179,10 +179,7 @@ def test_the_same_seed_gives_the_same_run(tmp_path, monkeypatch, tokenizer):
 
 def test_the_saved_policy_is_the_trained_one(tmp_path, monkeypatch, tokenizer, episodes):
     small_run(tmp_path, monkeypatch, tokenizer, valid_split="", test_split="", learning_rate=1e-2)
-    base, best = (
-        module.load_model(replace(CONFIG, model=str(path)))
-        for path in (tmp_path / "base", tmp_path / "run" / "best")
-    )
+    base, best = (load_model(str(path)) for path in (tmp_path / "base", tmp_path / "run" / "best"))
     batch = collate(episodes, torch.device("cpu"))
     with torch.no_grad():
         gap = (response_logprobs(base, batch, 1.0)[0] - response_logprobs(best, batch, 1.0)[0]).abs().max()
