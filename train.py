@@ -244,7 +244,7 @@ class Targets:
 
 
 def value_positions(batch: Batch, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns (v,) where the critic is read: at each turn's last prompt token, or before each token."""
+    """Rows and columns (v,) where the critic is read: before each turn, or (ablation) before each token."""
     if config.token_level_values:
         return batch.token_rows, batch.token_columns - 1
     return batch.turn_rows, batch.prompt_columns
