@@ -15,14 +15,12 @@ On one process in one number type nothing is sharded, and models are what `from_
 Not here: tensor parallelism, mixtures of experts when sharded (their checkpoints have other names).
 """
 
+import contextlib
 import json
 import os
 import shutil
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import MethodType
@@ -67,7 +65,7 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-@contextmanager
+@contextlib.contextmanager
 def joined(device: str, alone: bool = True) -> Iterator[str]:
     """Join the ranks that torchrun has started, if it has; yields this rank's own device.
 
@@ -88,16 +86,14 @@ def joined(device: str, alone: bool = True) -> Iterator[str]:
     store = None if together else dist.HashStore()
     place = {} if together else {"store": store, "rank": 0, "world_size": 1}
     dist.init_process_group(backend, timeout=timedelta(hours=4), **place)
+    if together:
+        threading.Thread(target=_end_with_the_first, daemon=True).start()
     try:
-        if together:
-            threading.Thread(target=_end_when_told, daemon=True).start()
         yield device
         barrier()
     except BaseException:
         if together:
-            traceback.print_exc()
-            _rendezvous().set("failed", str(rank()))
-            time.sleep(1)  # the others end first, without errors of their own about a lost peer
+            _rendezvous().compare_set("failed", "", str(rank()))  # the first to fail tells why
         raise
     dist.destroy_process_group()
 
@@ -107,10 +103,13 @@ def _rendezvous() -> dist.TCPStore:
     return dist.TCPStore(*address, is_master=False, timeout=timedelta(days=365))
 
 
-def _end_when_told() -> None:
-    failed = _rendezvous()
-    failed.wait(["failed"])
-    os._exit(1)
+def _end_with_the_first() -> None:
+    """End this process, in whatever it computes or waits for, when another rank has failed."""
+    own, store = str(rank()).encode(), _rendezvous()
+    with contextlib.suppress(RuntimeError):  # the store is gone: all have ended well
+        store.wait(["failed"])
+        if store.get("failed") != own:
+            os._exit(1)
 
 
 def barrier() -> None:
@@ -317,7 +316,7 @@ def clip_gradients(network: nn.Module, limit: float) -> float:
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
 
-@contextmanager
+@contextlib.contextmanager
 def for_sampling(policy, device: str, dtype: str, gather_weights: bool) -> Iterator[PreTrainedModel]:
     """The policy as rollouts take it: each rank calls it as often as it likes, without regard to the others.
 

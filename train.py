@@ -471,11 +471,11 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
     """
     state_dtype = config.dtype if config.bf16_state else "float32"
     alone = state_dtype == config.dtype and not config.cpu_offload
-    with joined(config.device, alone) as device:
-        return _train(replace(config, device=device), state_dtype, stopped)
+    with Sandbox(sandbox_workers()) as sandbox, joined(config.device, alone) as device:
+        return _train(replace(config, device=device), state_dtype, sandbox, stopped)
 
 
-def _train(config: Config, state_dtype: str, stopped: Callable[[], bool]) -> dict | None:
+def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable[[], bool]) -> dict | None:
     began = time.perf_counter()
     if config.minibatch_episodes % ranks():
         raise ValueError(
@@ -549,89 +549,86 @@ def _train(config: Config, state_dtype: str, stopped: Callable[[], bool]) -> dic
             run / "checkpoints" / f"{progress['iteration']:06d}", trained, progress, config.keep_checkpoints
         )
 
-    with Sandbox(sandbox_workers()) as sandbox:
-        if test and not progress["before"]:
-            started = time.perf_counter()
-            progress["before"] = probe(policy, tokenizer, test, training, sandbox, judging, config)
-            seconds["probe"] = time.perf_counter() - started
-        stop = False
-        first = progress["iteration"]
-        bar = tqdm(
-            range(first, config.iterations),
-            "RLEF",
-            config.iterations,
-            initial=first,
-            unit="iteration",
-            disable=rank() > 0,
-        )
-        for iteration in bar:
-            clock = [time.perf_counter()]
-            episodes = sample(policy, tokenizer, training, sandbox, sampling, iteration, config)
-            clock.append(time.perf_counter())
-            if stop := any(gather([stopped()])):
-                break
-            targets, statistics = prepare(policy, reference, critic, episodes, config)
-            clock.append(time.perf_counter())
-            updates = []
-            order = np.random.default_rng([config.seed, 1, iteration]).permutation(len(episodes))
-            for chosen in order.reshape(-1, config.minibatch_episodes):
-                part = [episodes[i] for i in chosen], [targets[i] for i in chosen]
-                try:
-                    updates.append(update(policy, critic, optimisers, schedules, *part, config))
-                except FloatingPointError as error:
-                    good = (checkpoints(run / "checkpoints") or ["none"])[-1]
-                    at = f"iteration {iteration + 1}, update {len(updates) + 1}"
-                    raise FloatingPointError(f"{at}, {error}; last good checkpoint: {good}") from error
-            clock.append(time.perf_counter())
-            entry = (
-                {"iteration": iteration + 1} | rollout_statistics(episodes, config.turn_limit) | statistics
-            )
-            entry |= {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
-            entry["first_ratio_worst"] = updates[0]["ratio_worst"]
-            entry["learning_rate"] = schedules[0].get_last_lr()[0]
-            last = iteration + 1 == config.iterations
-            if valid and (last or (iteration + 1) % config.evaluate_every == 0):
-                with for_sampling(policy, config.device, config.dtype, config.gather_weights) as sampler:
-                    summary, _ = evaluate(
-                        sampler, tokenizer, valid, sandbox, judging, config.evaluation_rollouts, config.seed
-                    )
-                entry["valid_solved"] = summary["solved"]
-                if summary["solved"] > progress["best"]:
-                    progress["best"] = summary["solved"]
-                    export(policy, tokenizer, run / "best", config.dtype)
-            clock.append(time.perf_counter())
-            phases = ("rollout", "prepare", "update", "evaluate")
-            entry["seconds"] = dict(zip(phases, np.diff(clock).tolist(), strict=True))
-            for phase, spent in entry["seconds"].items():
-                seconds[phase] = seconds.get(phase, 0.0) + spent
-            progress["iteration"] = iteration + 1
-            if rank() == 0:
-                progress["metrics.jsonl"] = append(run / "metrics.jsonl", json.dumps(entry) + "\n")
-                if iteration % config.show_every == 0 or last:
-                    dialog = f"iteration {iteration + 1}\n{show(tokenizer, episodes[0])}\n\n"
-                    progress["dialogs.txt"] = append(run / "dialogs.txt", dialog)
-            stop = any(gather([stopped()]))
-            if last or stop or (iteration + 1) % config.checkpoint_every == 0:
-                save()
-            bar.set_postfix_str(
-                f"solved {' '.join(f'{s:.2f}' for s in entry['solved_by_turn'])} "
-                f"repeats {entry['repeats']:.2f} kl {entry['kl']:.3f} valid {max(progress['best'], 0):.2f}"
-            )
-            if stop:
-                break
-        if stop:
+    if test and not progress["before"]:
+        started = time.perf_counter()
+        progress["before"] = probe(policy, tokenizer, test, training, sandbox, judging, config)
+        seconds["probe"] = time.perf_counter() - started
+    stop = False
+    first = progress["iteration"]
+    bar = tqdm(
+        range(first, config.iterations),
+        "RLEF",
+        config.iterations,
+        initial=first,
+        unit="iteration",
+        disable=rank() > 0,
+    )
+    for iteration in bar:
+        clock = [time.perf_counter()]
+        episodes = sample(policy, tokenizer, training, sandbox, sampling, iteration, config)
+        clock.append(time.perf_counter())
+        if stop := any(gather([stopped()])):
+            break
+        targets, statistics = prepare(policy, reference, critic, episodes, config)
+        clock.append(time.perf_counter())
+        updates = []
+        order = np.random.default_rng([config.seed, 1, iteration]).permutation(len(episodes))
+        for chosen in order.reshape(-1, config.minibatch_episodes):
+            part = [episodes[i] for i in chosen], [targets[i] for i in chosen]
+            try:
+                updates.append(update(policy, critic, optimisers, schedules, *part, config))
+            except FloatingPointError as error:
+                good = (checkpoints(run / "checkpoints") or ["none"])[-1]
+                at = f"iteration {iteration + 1}, update {len(updates) + 1}"
+                raise FloatingPointError(f"{at}, {error}; last good checkpoint: {good}") from error
+        clock.append(time.perf_counter())
+        entry = {"iteration": iteration + 1} | rollout_statistics(episodes, config.turn_limit) | statistics
+        entry |= {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
+        entry["first_ratio_worst"] = updates[0]["ratio_worst"]
+        entry["learning_rate"] = schedules[0].get_last_lr()[0]
+        last = iteration + 1 == config.iterations
+        if valid and (last or (iteration + 1) % config.evaluate_every == 0):
+            with for_sampling(policy, config.device, config.dtype, config.gather_weights) as sampler:
+                summary, _ = evaluate(
+                    sampler, tokenizer, valid, sandbox, judging, config.evaluation_rollouts, config.seed
+                )
+            entry["valid_solved"] = summary["solved"]
+            if summary["solved"] > progress["best"]:
+                progress["best"] = summary["solved"]
+                export(policy, tokenizer, run / "best", config.dtype)
+        clock.append(time.perf_counter())
+        phases = ("rollout", "prepare", "update", "evaluate")
+        entry["seconds"] = dict(zip(phases, np.diff(clock).tolist(), strict=True))
+        for phase, spent in entry["seconds"].items():
+            seconds[phase] = seconds.get(phase, 0.0) + spent
+        progress["iteration"] = iteration + 1
+        if rank() == 0:
+            progress["metrics.jsonl"] = append(run / "metrics.jsonl", json.dumps(entry) + "\n")
+            if iteration % config.show_every == 0 or last:
+                dialog = f"iteration {iteration + 1}\n{show(tokenizer, episodes[0])}\n\n"
+                progress["dialogs.txt"] = append(run / "dialogs.txt", dialog)
+        stop = any(gather([stopped()]))
+        if last or stop or (iteration + 1) % config.checkpoint_every == 0:
             save()
-            if rank() == 0:
-                print(f"stopped after iteration {progress['iteration']}: go on with --resume {run}")
-            return None
-        if not valid:
-            export(policy, tokenizer, run / "best", config.dtype)
-        before, after = progress["before"], None
-        if test:
-            started = time.perf_counter()
-            policy = load_model(str(run / "best"), **loading)
-            after = probe(policy, tokenizer, test, training, sandbox, judging, config)
-            seconds["probe"] = seconds.get("probe", 0.0) + time.perf_counter() - started
+        bar.set_postfix_str(
+            f"solved {' '.join(f'{s:.2f}' for s in entry['solved_by_turn'])} "
+            f"repeats {entry['repeats']:.2f} kl {entry['kl']:.3f} valid {max(progress['best'], 0):.2f}"
+        )
+        if stop:
+            break
+    if stop:
+        save()
+        if rank() == 0:
+            print(f"stopped after iteration {progress['iteration']}: go on with --resume {run}")
+        return None
+    if not valid:
+        export(policy, tokenizer, run / "best", config.dtype)
+    before, after = progress["before"], None
+    if test:
+        started = time.perf_counter()
+        policy = load_model(str(run / "best"), **loading)
+        after = probe(policy, tokenizer, test, training, sandbox, judging, config)
+        seconds["probe"] = seconds.get("probe", 0.0) + time.perf_counter() - started
     result = {"before": before, "after": after, "seconds": seconds}
     if rank() == 0:
         if test:

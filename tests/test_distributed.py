@@ -24,11 +24,12 @@ from rollout import RolloutSettings, rollout
 from sandbox import Sandbox
 from train import Config, train
 
-# Ranks are forked from a server that has imported, and made the toy world's problems, once.
+# Ranks are forked from a server that has imported this module, and made the toy world's problems, once.
 TRAIN, VALID = toy.problems("train"), toy.problems("valid")
-os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+HERE = Path(__file__).parent
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": f"{HERE.parent}:{HERE}"}
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["train", "test_distributed"])
+PROCESSES.set_forkserver_preload(["test_distributed"])
 
 
 def _rank(target, rank: int, count: int, port: int, arguments: tuple) -> None:
@@ -180,15 +181,14 @@ def test_a_run_goes_on_with_another_number_of_ranks(config, one, tmp_path, befor
 
 
 def fail_on_one_rank(how: str, output: Path) -> None:
-    with open(output / f"{os.environ['RANK']}.txt", "w") as file:
-        os.dup2(file.fileno(), 2)
-        with joined("cpu"):
+    os.dup2(os.open(output / f"{os.environ['RANK']}.txt", os.O_CREAT | os.O_WRONLY), 2)
+    with joined("cpu"):
+        dist.barrier()
+        if rank() == 1:
+            raise RuntimeError("the lamp fell over")
+        if how == "waiting":
             dist.barrier()
-            if rank() == 1:
-                raise RuntimeError("the lamp fell over")
-            if how == "waiting":
-                dist.barrier()
-            time.sleep(600)
+        time.sleep(600)
 
 
 @pytest.mark.parametrize("how", ["waiting", "computing"])
@@ -256,9 +256,8 @@ def test_the_export_of_sharded_weights_is_a_hugging_face_directory(config, tmp_p
 
 
 def train_with_bad_weights(config: Config, output: Path) -> None:
-    with open(output / "stderr.txt", "w") as file:
-        os.dup2(file.fileno(), 2)
-        train(config)
+    os.dup2(os.open(output / "stderr.txt", os.O_CREAT | os.O_WRONLY), 2)
+    train(config)
 
 
 def test_a_loss_that_is_not_finite_names_step_rank_and_last_good_checkpoint(config, tmp_path):
