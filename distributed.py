@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -49,6 +50,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP on one process: as meant
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -236,7 +238,9 @@ def load_model(
     except OSError as error:
         raise ValueError(f"{model} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
     if gradient_checkpointing:
-        language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.24 renames the method.
+        enable = getattr(language_model, "activation_checkpointing_enable", None)
+        (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
     if not dist.is_initialized():
         return wrap(language_model).to(device).train(gradient_checkpointing)
     return _shard(language_model, wrap, directory, device, getattr(torch, dtype), cpu_offload).train(
@@ -308,6 +312,13 @@ def as_forward(function: Callable, model: nn.Module, *arguments):
     model.as_forward = MethodType(function, model)
     register_fsdp_forward_method(model, "as_forward")
     return model.as_forward(*arguments)
+
+
+def free_gathered(*networks: nn.Module) -> None:
+    """Let go of root weights that no backward pass will free."""
+    for network in networks:
+        if isinstance(network, FSDPModule):
+            network.reshard()
 
 
 def clip_gradients(network: nn.Module, limit: float) -> float:

@@ -47,6 +47,7 @@ from distributed import (
     clip_gradients,
     export,
     for_sampling,
+    free_gathered,
     gather,
     joined,
     load_model,
@@ -60,6 +61,7 @@ from distributed import (
     total,
 )
 from evaluate import evaluate, table
+from plan import GIB, report
 from ppo import (
     Batch,
     collate,
@@ -137,6 +139,9 @@ class Config:
     checkpoint_every: int = option(5, "iterations between checkpoints")
     keep_checkpoints: int = option(2, "checkpoints that are kept, the newest")
     resume: str = option("", "directory of a run to go on with, from its newest checkpoint")
+    plan: bool = option(False, "print the memory that --ranks ranks would need, and end")
+    ranks: int = option(8, "ranks of the plan")
+    gpu_gib: float = option(79.0, "memory of a GPU of the plan, in GiB (an 80 GB H100 has 79)")
 
 
 PAPER = dict(
@@ -158,9 +163,10 @@ PAPER = dict(
 PRESETS = {
     "toy": {},
     "8b": PAPER
-    | dict(model="meta-llama/Llama-3.1-8B-Instruct", output="runs/8b", iterations=3000, batch_rows=64),
+    | dict(model="meta-llama/Llama-3.1-8B-Instruct", output="runs/8b", iterations=3000, batch_rows=32),
     "70b": PAPER
-    | dict(model="meta-llama/Llama-3.1-70B-Instruct", output="runs/70b", iterations=2000, batch_rows=32),
+    | dict(model="meta-llama/Llama-3.1-70B-Instruct", output="runs/70b", iterations=2000, batch_rows=8)
+    | dict(gather_weights=False, microbatch_tokens=8192),
 }
 
 
@@ -264,6 +270,7 @@ def prepare(policy, reference, critic, episodes: list[Episode], config: Config) 
         initial, _ = as_forward(response_logprobs, reference, batch, *reading)  # (R,)
         value = critic(batch.ids, *value_positions(batch, config))  # (v,)
         mine.append((group, [tensor.float().cpu() for tensor in (logprobs, initial, entropy, value)]))
+    free_gathered(policy, reference, critic)
     sizes = [sum(turn.end - turn.start for turn in episode.turns) for episode in episodes]
     turns = [len(episode.turns) for episode in episodes]
     parts = sizes if config.token_level_values else turns
@@ -650,7 +657,12 @@ if __name__ == "__main__":
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, note)
     try:
-        train(parse_config(), lambda: bool(signals))
+        config = parse_config()
+        if config.plan:
+            text, fits = report(config, config.ranks, config.gpu_gib * GIB)
+            print(text)
+            sys.exit(0 if fits else 2)
+        train(config, lambda: bool(signals))
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
