@@ -16,6 +16,7 @@ Not here: tensor parallelism, mixtures of experts when sharded (their checkpoint
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -155,6 +156,8 @@ def find_model(model: str, gguf_file: str = "") -> Path:
 
     Raises: ValueError, one sentence, if there is no such model or it has no weights.
     """
+    if gguf_file and not importlib.util.find_spec("gguf"):
+        raise ValueError("gguf_file needs the package gguf: pip install gguf")
     directory = Path(model)
     if not directory.is_dir():
         for turn in range(2):
@@ -183,7 +186,7 @@ def load_tokenizer(model: str, chat_template: str = "", gguf_file: str = ""):
     directory = find_model(model, gguf_file)
     try:
         gguf = {"gguf_file": gguf_file} if gguf_file else {}
-        tokenizer = AutoTokenizer.from_pretrained(directory, **gguf)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, **gguf)
     except Exception as error:  # transformers raises what its parsers raise
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{model} has no tokenizer that transformers can read: {reason}") from error
@@ -215,7 +218,7 @@ def load_model(
     Raises: ValueError, one sentence, if the model cannot be loaded.
     """
     directory = find_model(model, gguf_file)
-    loaded = {"gguf_file": gguf_file} if gguf_file else {}
+    loaded = {"local_files_only": True} | ({"gguf_file": gguf_file} if gguf_file else {})
     try:
         config = AutoConfig.from_pretrained(directory, **loaded)
         # Dropout off, wherever the architecture keeps it: with it on, the ratio would not start at 1.
@@ -233,9 +236,7 @@ def load_model(
             language_model = AutoModelForCausalLM.from_pretrained(
                 directory, config=config, dtype=dtype, attn_implementation=attention, **loaded
             )
-    except ImportError as error:
-        raise ValueError(f"{model}: {str(error).strip().partition(chr(10))[0]}") from error
-    except OSError as error:
+    except (ImportError, OSError) as error:
         raise ValueError(f"{model} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
     if gradient_checkpointing:
         # transformers 5.24 renames the method.
