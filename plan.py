@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
+from rollout import PREFILL_TOKENS
+
 GIB = 1 << 30
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}
 # The presets' models, so that a plan needs no hub: (layers, width, inner width, heads).
@@ -70,6 +72,7 @@ def memory(config, ranks: int) -> dict[str, dict[str, float]]:
         "rollout": {
             "weights for sampling": whole * sharded,
             "keys and values": rows * config.context * layers * key_value * compute,
+            "prompts and feedback": min(rows * config.context, PREFILL_TOKENS) * inside,
             "next-token distribution": rows * softmax,
         },
         "update": {
