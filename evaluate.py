@@ -30,9 +30,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data import Problem, first_message, load_problems
+from distributed import gather, load_model, load_tokenizer, rank, share
 from rollout import Episode, RolloutSettings, rollout
 from sandbox import Sandbox, Verdict
 
@@ -191,12 +191,17 @@ def evaluate(
     seed: int,
     feedback_problems: Sequence[Problem] = (),
 ) -> tuple[dict, list[Episode]]:
-    """Sample every problem: `summarise`'s dict, and the episodes, one round of all problems after another."""
+    """Sample every problem, each rank its share: `summarise`'s dict of all, and this rank's episodes.
+
+    One round of all problems comes after another.
+    """
     began = time.perf_counter()
     schedule, others = list(problems) * rollouts_per_problem, feedback_problems or problems
-    episodes = rollout(model, tokenizer, schedule, sandbox, settings, seed, 0, True, feedback_problems=others)
-    share = (time.perf_counter() - began) / max(1, len(episodes))
-    return summarise([record(episode, share) for episode in episodes], settings.turn_limit), episodes
+    mine, bar = share(len(schedule)), rank() == 0
+    episodes = rollout(model, tokenizer, schedule[mine], sandbox, settings, seed, mine.start, bar, others)
+    wall = (time.perf_counter() - began) / max(1, len(episodes))
+    records = gather([record(episode, wall) for episode in episodes])
+    return summarise(records, settings.turn_limit), episodes
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -252,10 +257,8 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
         rollouts_drawn(measure, limit, samples // limit)
     sure = {measure.startswith("1@") or measure == "pass@1" for measure in args.report}
     temperatures = args.temperature or [0.2 if one else 1.0 for one in sorted(sure, reverse=True)]
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    if args.chat_template:
-        tokenizer.chat_template = Path(args.chat_template).read_text()
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto").to(args.device)
+    tokenizer = load_tokenizer(args.model, args.chat_template, args.gguf_file)
+    model = load_model(args.model, args.device, args.dtype, args.attention, args.gguf_file)
     weights = 0  # a checksum: old rollouts must not pass for those of a retrained model
     for parameter in model.parameters():
         weights = zlib.crc32(parameter.detach().cpu().flatten().view(torch.uint8).numpy(), weights)
@@ -337,6 +340,9 @@ def main() -> None:
     add("--public_tests", type=int, default=0, help="only so many a problem; the others become private")
     add("--limit_problems", type=int, default=0, help="only the first so many problems")
     add("--chat_template", default="", help="file with a chat template, for models that have none")
+    add("--gguf_file", default="", help="file of --model that holds its weights as GGUF")
+    add("--dtype", default="auto", help="number type of the computation (default: the checkpoint's)")
+    add("--attention", default="sdpa", help="transformers' attention: sdpa, eager, flash_attention_2, ...")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -27,6 +27,7 @@ Run alone: `python rollout.py MODEL_DIRECTORY [PROBLEMS]` prints one sampled dia
 """
 
 import argparse
+import functools
 import inspect
 import re
 import time
@@ -39,7 +40,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data import (
     RETRY_WITHOUT_FEEDBACK,
@@ -49,11 +49,13 @@ from data import (
     load_problems,
     make_job,
 )
+from distributed import load_model, load_tokenizer
 from sandbox import Sandbox, TestResult, Verdict
 
 FENCE = re.compile(r"```(?:[ \t]*(?:python3?|py))?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 SENTINEL = "@response@"  # stands for a response when the chat template is rendered; never tokenized
 CACHE_GROWTH = 256  # tokens by which the cache's capacity grows
+PREFILL_TOKENS = 32768  # of prompts and feedback, padding included, that go through the model at once
 
 
 @dataclass
@@ -172,42 +174,36 @@ def stop_ids(tokenizer) -> set[int]:
 class RaggedCache:
     """A key-value cache whose rows have lengths of their own; transformers' attention layers call `update`.
 
-    Row r holds `lengths[r]` tokens from position 0 on. A forward over `rows` writes each row's new keys
-    behind its old ones. Padding at the right of a shorter row writes too, behind its length, where the mask
-    hides it until it is overwritten.
+    Row r holds `lengths[r]` tokens from position 0 on. A forward over `rows` writes each row's new keys behind
+    its old ones. Padding at the right of a shorter row writes too, behind its length, where the mask hides it
+    until it is overwritten.
     """
 
     is_compileable = False
 
     def __init__(self) -> None:
-        self.keys: list[torch.Tensor] = []  # a layer each: (rows, heads, capacity, head_dim)
-        self.values: list[torch.Tensor] = []
+        self.stores: list[
+            list[torch.Tensor]
+        ] = []  # a layer each: keys and values, (rows, heads, capacity, head_dim)
         self.lengths: list[int] = []
         self.rows = slice(0, 0)
-        self.positions = torch.empty(0)  # (rows, new) where the new tokens of this forward stand
+        self.positions = torch.empty(0)  # (n, new) where the new tokens of this forward stand
         self.span = 0
 
-    def update(self, new_keys, new_values, layer_index, *_unused, **_ignored):
-        """Store (n, heads, new, head_dim).
-
-        Return all keys and values of these rows, (n, heads, span, head_dim).
-        """
-        if layer_index == len(self.keys):
-            self.keys.append(new_keys.new_zeros(0, new_keys.shape[1], 0, new_keys.shape[3]))
-            self.values.append(new_values.new_zeros(0, new_values.shape[1], 0, new_values.shape[3]))
-        seats = torch.arange(self.rows.start, self.rows.stop, device=new_keys.device)[:, None]  # (n, 1)
-        for store, new in ((self.keys, new_keys), (self.values, new_values)):
-            old = store[layer_index]
+    def update(self, keys, values, layer: int, *_unused, **_ignored) -> list[torch.Tensor]:
+        """Store keys and values (n, heads, new, head_dim); all of these rows, (n, heads, span, head_dim)."""
+        if layer == len(self.stores):
+            self.stores.append([new.new_zeros(0, new.shape[1], 0, new.shape[3]) for new in (keys, values)])
+        seats = torch.arange(self.rows.start, self.rows.stop, device=keys.device)[:, None]  # (n, 1)
+        for part, new in enumerate((keys, values)):
+            old = self.stores[layer][part]
             if len(old) < len(self.lengths) or old.shape[2] < self.span:
                 capacity = max(old.shape[2], -(-self.span // CACHE_GROWTH) * CACHE_GROWTH)
                 grown = old.new_zeros(max(len(old), len(self.lengths)), old.shape[1], capacity, old.shape[3])
                 grown[: len(old), :, : old.shape[2]] = old
-                store[layer_index] = grown
-            store[layer_index][seats, :, self.positions] = new.transpose(1, 2)
-        return (
-            self.keys[layer_index][self.rows, :, : self.span],
-            self.values[layer_index][self.rows, :, : self.span],
-        )
+                self.stores[layer][part] = grown
+            self.stores[layer][part][seats, :, self.positions] = new.transpose(1, 2)
+        return [store[self.rows, :, : self.span] for store in self.stores[layer]]
 
     def get_seq_length(self, *_unused) -> int:
         return 0  # positions are given explicitly
@@ -218,38 +214,39 @@ class RaggedCache:
             return
         length = max(self.lengths[a], self.lengths[b])
         self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
-        for store in (*self.keys, *self.values):
+        for store in (store for layer in self.stores for store in layer):
             store[[a, b], :, :length] = store[[b, a], :, :length]
+
+
+@functools.cache
+def _cache_argument(decoder: type) -> str:
+    """transformers 5.24 renames the argument."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 @torch.no_grad()
 def _forward(model, cache: RaggedCache, rows: slice, new_ids: list[list[int]]) -> torch.Tensor:
-    """Append `new_ids` (ragged, one list a row) to the cache.
-
-    The logits behind each row's last token, (n, V).
-    """
+    """Append `new_ids` (ragged, a list a row) to the cache; the logits behind each row's last token, (n, V)."""
     device = model.device
-    counts = torch.tensor([len(ids) for ids in new_ids], device=device)  # (n,)
-    width = int(counts.max())
+    counts = [len(ids) for ids in new_ids]
+    width, lengths = max(counts), cache.lengths[rows]
     ids = torch.tensor([row + [0] * (width - len(row)) for row in new_ids], device=device)  # (n, new)
-    starts = torch.tensor(cache.lengths[rows], device=device)  # (n,)
-    cache.rows = rows
-    cache.positions = starts[:, None] + torch.arange(width, device=device)  # (n, new)
-    cache.span = int(cache.positions.max()) + 1
-    visible = (
-        torch.arange(cache.span, device=device) <= cache.positions[:, None, :, None]
+    starts = torch.tensor(lengths, device=device)[:, None]  # (n, 1)
+    cache.rows, cache.span = rows, max(lengths) + width
+    cache.positions = starts + torch.arange(width, device=device)  # (n, new)
+    hidden_from = (
+        torch.arange(cache.span, device=device) > cache.positions[:, None, :, None]
     )  # (n, 1, new, span)
-    mask = torch.zeros(visible.shape, dtype=model.dtype, device=device)  # (n, 1, new, span)
-    mask.masked_fill_(~visible, torch.finfo(model.dtype).min)
+    mask = torch.zeros(hidden_from.shape, dtype=model.dtype, device=device)  # (n, 1, new, span)
+    # Half precision can hold this number, and no score is near it.
+    mask.masked_fill_(hidden_from, torch.finfo(torch.float16).min)
     decoder = model.get_decoder()
-    # transformers 5.24 renames the argument.
-    name = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
-    hidden = decoder(
-        ids, attention_mask=mask, position_ids=cache.positions, use_cache=True, **{name: cache}
-    ).last_hidden_state  # (n, new, D)
-    for row, count in zip(range(rows.start, rows.stop), counts.tolist(), strict=True):
+    given = {_cache_argument(type(decoder)): cache}
+    output = decoder(ids, attention_mask=mask, position_ids=cache.positions, use_cache=True, **given)
+    for row, count in zip(range(rows.start, rows.stop), counts, strict=True):
         cache.lengths[row] += count
-    return model.get_output_embeddings()(hidden[torch.arange(len(counts)), counts - 1])  # (n, V)
+    last = torch.tensor(counts, device=device) - 1  # (n,)
+    return model.get_output_embeddings()(output.last_hidden_state[torch.arange(len(counts)), last])  # (n, V)
 
 
 def sample_tokens(
@@ -418,13 +415,18 @@ def rollout(
             for dialog in seats[active:]:
                 at = len(dialog.episode.ids)
                 dialog.episode.turns.append(Turn(at, at, []))
-            if active < len(seats):
+            while active < len(seats):
                 # All but the last token of what is new: the last one goes through the decoding step below.
-                entering = slice(active, len(seats))
-                _forward(model, cache, entering, [dialog.feed[:-1] for dialog in seats[entering]])
-                for dialog in seats[entering]:
+                end, width = active + 1, len(seats[active].feed)
+                while end < len(seats):
+                    width = max(width, len(seats[end].feed))
+                    if width * (end + 1 - active) > PREFILL_TOKENS:
+                        break
+                    end += 1
+                _forward(model, cache, slice(active, end), [dialog.feed[:-1] for dialog in seats[active:end]])
+                for dialog in seats[active:end]:
                     dialog.feed = dialog.feed[-1:]
-            active = len(seats)
+                active = end
             continue
         decoding = slice(0, active)
         logits = _forward(model, cache, decoding, [dialog.feed for dialog in seats[decoding]])  # (n, V)
@@ -465,8 +467,7 @@ if __name__ == "__main__":
     parser.add_argument("model", help="a Hugging Face directory or hub name")
     parser.add_argument("problems", nargs="?", default="toy", help="a problem set or file (default: toy)")
     arguments = parser.parse_args()
-    chat = AutoTokenizer.from_pretrained(arguments.model)
-    language_model = AutoModelForCausalLM.from_pretrained(arguments.model)
+    chat, language_model = load_tokenizer(arguments.model), load_model(arguments.model, dtype="auto")
     first = list(load_problems(arguments.problems, "test")[:1])
     with Sandbox() as executor:
         print(show(chat, rollout(language_model, chat, first, executor, RolloutSettings(), seed=0)[0]))

@@ -4,38 +4,64 @@ Paper: Gehring et al., "Grounding Code LLMs in Execution Feedback with Reinforce
 2410.02089. `train` below is the algorithm, from top to bottom: rollouts, log-probs and values, rewards and
 advantages, updates, evaluation.
 
-    python train.py                                    # the offline toy world, on a laptop's CPU
-    python train.py --preset 8b --model DIR --problems code_contests
+    python train.py                                     # the offline toy world, on a laptop's CPU
+    torchrun --nproc_per_node=2 train.py                # the same on two processes, to the same weights
+    torchrun --nproc_per_node=8 train.py --preset 8b    # 8 GPUs of 80 GB
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py --preset 8b
+    python train.py --preset 8b --plan --ranks 8        # would it fit? needs no weights and no GPU
+    python train.py --resume runs/toy                   # go on after a stop, on any number of ranks
 
 Three networks start from the same checkpoint: the policy, the critic (its trunk), and the frozen initial
 policy for the KL penalty. Where the paper runs sampling and training apart, asynchronously, here they take
-turns in one process, so the policy that samples is the policy that is trained, and the behaviour ratio stays
-near 1. Not here yet: several processes (FSDP2) and resuming a run; the 8b and 70b presets hold the paper's
-numbers, but until then only what fits one device runs.
+turns in the same processes, so the policy that samples is the policy that is trained, and the behaviour ratio
+stays near 1.
 
 A run's directory holds `config.json`, `metrics.jsonl` (one object an iteration), `dialogs.txt` (a decoded
-episode now and then), `best/` (a Hugging Face directory: the best policy on the valid split) and, with
-matplotlib, `curves.png`.
+episode now and then), `best/` (a Hugging Face directory: the best policy on the valid split), `checkpoints/`,
+in the end `result.json` and, with matplotlib, `curves.png`; the nodes of a run share it. All chance in an
+iteration is a function of seed and iteration, so a run that was stopped goes on as if it had not been.
+SIGTERM and Ctrl-C stop it where nothing is lost, before or after an iteration's updates.
 """
 
 import argparse
 import json
-import random
+import os
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import toy
 from data import Problem, load_problems
-from evaluate import evaluate
+from distributed import (
+    as_forward,
+    barrier,
+    checkpoints,
+    clip_gradients,
+    export,
+    for_sampling,
+    free_gathered,
+    gather,
+    joined,
+    load_model,
+    load_tokenizer,
+    rank,
+    ranks,
+    restore_checkpoint,
+    sandbox_workers,
+    save_checkpoint,
+    share,
+    total,
+)
+from evaluate import evaluate, table
+from plan import GIB, report
 from ppo import (
     Batch,
     collate,
@@ -76,7 +102,12 @@ class Config:
     output: str = option("runs/toy", "directory of the run")
     chat_template: str = option("", "file with a chat template, for base models that have none")
     device: str = option("cuda" if torch.cuda.is_available() else "cpu", "device of all networks")
-    dtype: str = option("float32", "type of the weights")
+    dtype: str = option("float32", "number type of the computation")
+    bf16_state: bool = option(False, "weights and optimiser state in --dtype too, instead of fp32")
+    cpu_offload: bool = option(False, "keep weights and optimiser state in main memory")
+    gather_weights: bool = option(True, "sample with whole weights on every rank; else gather layer by layer")
+    attention: str = option("sdpa", "transformers' attention: sdpa, eager, flash_attention_2, ...")
+    gguf_file: str = option("", "file of --model that holds its weights as GGUF")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
     seed: int = option(0, "seed of everything random")
     iterations: int = option(20, "iterations, each a batch of rollouts and a pass of updates over it")
@@ -105,6 +136,12 @@ class Config:
     evaluation_top_p: float = option(0.95, "top-p of evaluations")
     evaluation_rollouts: int = option(1, "rollouts a problem in evaluations")
     show_every: int = option(10, "iterations between decoded dialogs in dialogs.txt")
+    checkpoint_every: int = option(5, "iterations between checkpoints")
+    keep_checkpoints: int = option(2, "checkpoints that are kept, the newest")
+    resume: str = option("", "directory of a run to go on with, from its newest checkpoint")
+    plan: bool = option(False, "print the memory that --ranks ranks would need, and end")
+    ranks: int = option(8, "ranks of the plan")
+    gpu_gib: float = option(79.0, "memory of a GPU of the plan, in GiB (an 80 GB H100 has 79)")
 
 
 PAPER = dict(
@@ -121,28 +158,54 @@ PAPER = dict(
     warmup_updates=50,
     evaluate_every=200,  # iterations of 4 updates: the paper evaluates every 800 updates
     evaluation_rollouts=20,
+    checkpoint_every=20,
 )
 PRESETS = {
     "toy": {},
     "8b": PAPER
-    | dict(model="meta-llama/Llama-3.1-8B-Instruct", output="runs/8b", iterations=3000, batch_rows=64),
+    | dict(model="meta-llama/Llama-3.1-8B-Instruct", output="runs/8b", iterations=3000, batch_rows=24),
     "70b": PAPER
-    | dict(model="meta-llama/Llama-3.1-70B-Instruct", output="runs/70b", iterations=2000, batch_rows=32),
+    | dict(model="meta-llama/Llama-3.1-70B-Instruct", output="runs/70b", iterations=2000, batch_rows=8)
+    | dict(gather_weights=False, microbatch_tokens=8192),
+}
+
+
+# What a resumed run may change without becoming another run.
+MAY_CHANGE = {
+    "resume",
+    "output",
+    "iterations",
+    "device",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "show_every",
 }
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> Config:
-    """The command line as a Config: a preset, then the flags that differ from it."""
+    """The command line as a Config: a preset, or the run to resume, then the flags that differ."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", choices=PRESETS, default="toy", help="a set of defaults (default: toy)")
+    parser.add_argument("--preset", choices=PRESETS, help="a set of defaults (default: toy)")
     for entry in fields(Config):
         kind = {"action": argparse.BooleanOptionalAction} if entry.type is bool else {"type": entry.type}
         text = f"{entry.metadata['help']} (default: {entry.default!r})".replace("%", "%%")
         parser.add_argument(f"--{entry.name}", default=argparse.SUPPRESS, help=text, **kind)
     given = vars(parser.parse_args(arguments))
-    config = replace(Config(), **(PRESETS[given.pop("preset")] | given))
+    given = PRESETS[given.pop("preset") or "toy"] | given
+    if "resume" in given:
+        stored = json.loads((Path(given["resume"]) / "config.json").read_text())
+        wrong = [
+            f"{name} {stored.get(name, 'unknown')!r}, now {value!r}"
+            for name, value in given.items()
+            if name not in MAY_CHANGE and stored.get(name) != value
+        ]
+        wrong += [f"{name}, which is no setting" for name in stored if name not in asdict(Config())]
+        if wrong:
+            raise ValueError(f"{given['resume']} was started with {'; '.join(wrong)}")
+        given = stored | given | {"output": given["resume"]}
+    config = replace(Config(), **given)
     if config.batch_episodes % config.minibatch_episodes:
         raise ValueError(
             f"batch_episodes {config.batch_episodes} is not a multiple of "
@@ -156,19 +219,11 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     return config
 
 
-def load_model(config: Config):
-    """A causal LM of the configuration, dropout off: with it on, the ratio would not start at 1."""
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype=getattr(torch, config.dtype))
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    return model.to(config.device)
+def microbatches(episodes: Sequence[Episode], token_budget: int, parts: int = 1) -> list[list[int]]:
+    """Positions of the episodes in groups of similar length whose padded size is within the budget.
 
-
-def microbatches(episodes: Sequence[Episode], token_budget: int) -> list[list[int]]:
-    """Positions of the episodes in groups of similar length whose padded size is within the budget."""
+    Their number is a multiple of `parts`, as ranks must run equally many; that of the episodes must be too.
+    """
     groups: list[list[int]] = []
     for position in sorted(range(len(episodes)), key=lambda i: -len(episodes[i].ids)):
         # The first of a group is its longest, and so tells its padded width.
@@ -176,27 +231,26 @@ def microbatches(episodes: Sequence[Episode], token_budget: int) -> list[list[in
             groups[-1].append(position)
         else:
             groups.append([position])
+    while len(groups) % parts:
+        at = max(range(len(groups)), key=lambda g: len(groups[g]))
+        middle = len(groups[at]) // 2
+        groups[at : at + 1] = groups[at][:middle], groups[at][middle:]
     return groups
 
 
 @dataclass
 class Targets:
-    """What the losses of one episode need: constants of the update phase.
-
-    R response tokens, n turns, v values.
-    """
+    """What the losses of one episode need, constant while updating: r response tokens, v values."""
 
     behaviour_logprobs: torch.Tensor  # (r,)
     old_logprobs: torch.Tensor  # (r,)
     advantages: torch.Tensor  # (r,)
-    old_values: torch.Tensor  # (v,) v = n, or r with token-level values
+    old_values: torch.Tensor  # (v,) v is the number of turns, or r with token-level values
     returns: torch.Tensor  # (v,)
 
 
 def value_positions(batch: Batch, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns (v,) at which the critic is read: the last prompt token of each turn, or before each
-    token.
-    """
+    """Rows and columns (v,) where the critic is read: before each turn, or (ablation) before each token."""
     if config.token_level_values:
         return batch.token_rows, batch.token_columns - 1
     return batch.turn_rows, batch.prompt_columns
@@ -204,37 +258,35 @@ def value_positions(batch: Batch, config: Config) -> tuple[torch.Tensor, torch.T
 
 @torch.no_grad()
 def prepare(policy, reference, critic, episodes: list[Episode], config: Config) -> tuple[list[Targets], dict]:
-    """Log-probs, values, rewards, returns and advantages of a batch of rollouts, and their statistics."""
-    sizes = [sum(turn.end - turn.start for turn in episode.turns) for episode in episodes]
-    old, initial, entropies, values = ([None] * len(episodes) for _ in range(4))
-    for group in microbatches(episodes, config.microbatch_tokens):
+    """Log-probs, values, rewards, returns and advantages of the whole batch, and their statistics.
+
+    Each rank runs its share of the forward passes and tells the others; from there on all compute the same.
+    """
+    reading = config.temperature, config.logits_chunk
+    mine = []
+    for group in microbatches(episodes, config.microbatch_tokens, ranks())[rank() :: ranks()]:
         batch = collate([episodes[i] for i in group], config.device)
-        logprobs, entropy = response_logprobs(
-            policy, batch, config.temperature, config.logits_chunk
-        )  # (R,), (R,)
-        reference_logprobs, _ = response_logprobs(
-            reference, batch, config.temperature, config.logits_chunk
-        )  # (R,)
+        logprobs, entropy = as_forward(response_logprobs, policy, batch, *reading)  # (R,), (R,)
+        initial, _ = as_forward(response_logprobs, reference, batch, *reading)  # (R,)
         value = critic(batch.ids, *value_positions(batch, config))  # (v,)
-        tokens = [sizes[i] for i in group]
-        turns = tokens if config.token_level_values else [len(episodes[i].turns) for i in group]
-        for store, tensor, split in (
-            (old, logprobs, tokens),
-            (initial, reference_logprobs, tokens),
-            (entropies, entropy, tokens),
-            (values, value, turns),
-        ):
-            for i, piece in zip(group, tensor.float().cpu().split(split), strict=True):
-                store[i] = piece
+        mine.append((group, [tensor.float().cpu() for tensor in (logprobs, initial, entropy, value)]))
+    free_gathered(policy, reference, critic)
+    sizes = [sum(turn.end - turn.start for turn in episode.turns) for episode in episodes]
+    turns = [len(episode.turns) for episode in episodes]
+    parts = sizes if config.token_level_values else turns
+    pieces = [None] * len(episodes)
+    for group, tensors in gather(mine):
+        lengths = [[of[i] for i in group] for of in (sizes, sizes, sizes, parts)]
+        split = [tensor.split(length) for tensor, length in zip(tensors, lengths, strict=True)]
+        for i, *piece in zip(group, *split, strict=True):
+            pieces[i] = piece
+    old_logprobs, initial, entropies, old_values = map(torch.cat, zip(*pieces, strict=True))  # (R,) * 3, (v,)
 
     whole = collate(episodes, torch.device("cpu"))
-    of_token = whole.turn_of_token  # (R,)
-    count = len(whole.turn_rows)
-    old_logprobs, old_values = torch.cat(old), torch.cat(values)  # (R,), (v,)
-    behaviour = torch.tensor(
-        [p for e in episodes for turn in e.turns for p in turn.behaviour_logprobs]
-    )  # (R,)
-    kl = turn_kl(old_logprobs, torch.cat(initial), of_token, count, config.product_kl)  # (N,)
+    of_token, count = whole.turn_of_token, len(whole.turn_rows)  # (R,), N
+    spoken = [turn.behaviour_logprobs for episode in episodes for turn in episode.turns]
+    behaviour = torch.tensor([logprob for turn in spoken for logprob in turn])  # (R,)
+    kl = turn_kl(old_logprobs, initial, of_token, count, config.product_kl)  # (N,)
     rewards = turn_rewards(episodes) - config.beta * kl  # (N,)
     returns = turn_returns(rewards, whole.turn_rows, config.gamma)  # (N,)
     if config.token_level_values:
@@ -243,44 +295,41 @@ def prepare(policy, reference, critic, episodes: list[Episode], config: Config) 
     else:
         target = returns  # (N,)
         advantages = normalise(returns - old_values)[of_token]  # (R,)
-
-    turns = [len(e.turns) for e in episodes]
-    parts = sizes if config.token_level_values else turns
-    pieces = zip(
-        behaviour.split(sizes),
-        old,
-        advantages.split(sizes),
-        old_values.split(parts),
-        target.split(parts),
-        strict=True,
+    constants = (
+        (behaviour, sizes),
+        (old_logprobs, sizes),
+        (advantages, sizes),
+        (old_values, parts),
+        (target, parts),
     )
-    statistics = {
+    targets = [Targets(*piece) for piece in zip(*(tensor.split(of) for tensor, of in constants), strict=True)]
+    return targets, {
         "reward": turn_rewards(episodes).sum().item() / len(episodes),
         "return": returns.mean().item(),
-        "kl": mean_per_turn(old_logprobs - torch.cat(initial), of_token, count).mean().item(),
-        "entropy": torch.cat(entropies).mean().item(),
+        "kl": mean_per_turn(old_logprobs - initial, of_token, count).mean().item(),
+        "entropy": entropies.mean().item(),
         "explained_variance": explained_variance(old_values, target),
         "behaviour_ratio": (old_logprobs - behaviour).exp().mean().item(),
         "behaviour_gap": (old_logprobs - behaviour).abs().max().item(),
     }
-    return [Targets(*piece) for piece in pieces], statistics
 
 
 def update(policy, critic, optimisers, schedules, episodes, targets: list[Targets], config: Config) -> dict:
-    """One update of both networks on one minibatch, cut into micro-batches that do not change the
-    gradient.
+    """One update of both networks on one minibatch; neither micro-batches nor ranks change the gradient.
+
+    Raises: FloatingPointError if a loss or a gradient is not finite.
     """
     tokens = sum(len(target.old_logprobs) for target in targets)
     values_read = sum(len(target.returns) for target in targets)
     sums = dict.fromkeys(("policy_loss", "value_loss", "ratio", "clip_fraction", "approximate_kl"), 0.0)
     worst = 0.0
-    for group in microbatches(episodes, config.microbatch_tokens):
+    for group in microbatches(episodes, config.microbatch_tokens, ranks())[rank() :: ranks()]:
         batch = collate([episodes[i] for i in group], config.device)
         behaviour, old, advantages, old_values, returns = (
             torch.cat([getattr(targets[i], entry.name) for i in group]).to(config.device)
             for entry in fields(Targets)
         )  # (R,), (R,), (R,), (v,), (v,)
-        logprobs, _ = response_logprobs(policy, batch, config.temperature, config.logits_chunk)  # (R,)
+        logprobs, _ = as_forward(response_logprobs, policy, batch, config.temperature, config.logits_chunk)
         loss = policy_loss(logprobs, old, behaviour, advantages, config.clip).sum() / tokens
         loss.backward()
         values = critic(batch.ids, *value_positions(batch, config))  # (v,)
@@ -294,15 +343,19 @@ def update(policy, critic, optimisers, schedules, episodes, targets: list[Target
         sums["clip_fraction"] += ((ratio - 1).abs() > config.clip).sum().item() / tokens
         sums["approximate_kl"] += (ratio - 1 - log_ratio).sum().item() / tokens
         worst = max(worst, (ratio - 1).abs().max().item())
-    norms = []
-    for network, optimiser, schedule in zip((policy, critic), optimisers, schedules, strict=True):
-        norms.append(torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_gradient_norm).item())
-        if not np.isfinite(norms[-1]):
-            raise RuntimeError(f"the gradient's norm is {norms[-1]}: losses {sums}")
+        if not np.isfinite(sums["policy_loss"] + sums["value_loss"]):
+            raise FloatingPointError(f"rank {rank()}: the losses are {loss.item()} and {error.item()}")
+    sums = dict(zip(sums, total([*sums.values()]), strict=True)) | {"ratio_worst": max(gather([worst]))}
+    for name, network, optimiser, schedule in zip(
+        ("policy", "value"), (policy, critic), optimisers, schedules, strict=True
+    ):
+        sums[f"{name}_gradient"] = clip_gradients(network, config.max_gradient_norm)
+        if not np.isfinite(sums[f"{name}_gradient"]):
+            raise FloatingPointError(f"rank {rank()}: the {name} gradient is {sums[f'{name}_gradient']}")
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
-    return sums | {"ratio_worst": worst, "policy_gradient": norms[0], "value_gradient": norms[1]}
+    return sums
 
 
 def rollout_statistics(episodes: list[Episode], turn_limit: int) -> dict:
@@ -334,46 +387,54 @@ def draw_problems(problems: Sequence[Problem], iteration: int, config: Config) -
     return [problems[int(orders[p // len(problems)][p % len(problems)])] for p in positions]
 
 
-def save_policy(policy, tokenizer, directory: Path) -> None:
-    """Write a Hugging Face directory beside `directory`, then rename: what stands there is always whole."""
-    beside = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    policy.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    shutil.rmtree(directory, ignore_errors=True)
-    beside.rename(directory)
-
-
-def probe(
-    policy, tokenizer, problems, others, sandbox: Sandbox, settings: RolloutSettings, config: Config
-) -> dict:
-    """Solved with true and with random feedback, the paper's probe of grounding."""
-    summaries = {}
-    for kind in ("true", "random"):
-        setting = replace(settings, feedback=kind)
-        summaries[kind], summaries[f"{kind}_episodes"] = evaluate(
-            policy, tokenizer, problems, sandbox, setting, config.evaluation_rollouts, config.seed, others
+def sample(policy, tokenizer, problems, sandbox, settings, iteration: int, config: Config) -> list[Episode]:
+    """The rollouts of an iteration: each rank samples its share, then all know all."""
+    drawn = draw_problems(problems, iteration, config)
+    mine, first = share(len(drawn)), iteration * config.batch_episodes
+    with for_sampling(policy, config.device, config.dtype, config.gather_weights) as sampler:
+        episodes = rollout(
+            sampler,
+            tokenizer,
+            drawn[mine],
+            sandbox,
+            settings,
+            seed=config.seed + 1,
+            first_index=first + mine.start,
+            feedback_problems=problems,
         )
-    return summaries
+    # Tests can be large, and every rank has them.
+    everyone = gather([replace(episode, problem=None) for episode in episodes])
+    return [replace(episode, problem=problem) for episode, problem in zip(everyone, drawn, strict=True)]
 
 
-def table(before: dict, after: dict) -> str:
+def probe(policy, tokenizer, problems, others, sandbox, settings: RolloutSettings, config: Config) -> dict:
+    """Summaries with true and with random feedback, the paper's probe of grounding, and one good episode."""
+    result = {}
+    with for_sampling(policy, config.device, config.dtype, config.gather_weights) as sampler:
+        for kind in ("true", "random"):
+            setting, count = replace(settings, feedback=kind), config.evaluation_rollouts
+            result[kind], episodes = evaluate(
+                sampler, tokenizer, problems, sandbox, setting, count, config.seed, others
+            )
+            if kind == "true" and episodes:
+                shown = next((e for e in episodes if e.solved and len(e.turns) > 1), episodes[0])
+                result["episode"] = show(tokenizer, shown)
+    return result
+
+
+def comparison(before: dict, after: dict) -> str:
     """Test problems before and after training."""
-    rows = [f"{'test problems':<34}{'before':>8}{'after':>8}"]
 
-    def line(name: str, read) -> None:
-        rows.append(f"{name:<34}{read(before):>8.3f}{read(after):>8.3f}")
+    def figures(result: dict) -> dict[str, float]:
+        true, random = result["true"], result["random"]
+        by_turn = {f"solved within turn {t}": share for t, share in enumerate(true["solved_by_turn"], 1)}
+        by_group = {f"solved: {group or 'all'}": share for group, share in sorted(true["by_group"].items())}
+        difference = {"true minus random": true["solved"] - random["solved"]}
+        random = {"solved, random feedback": random["solved"]}
+        return by_turn | random | difference | {"repeats after feedback": true["repeats"]} | by_group
 
-    for turn in range(len(before["true"]["solved_by_turn"])):
-        line(
-            f"solved within turn {turn + 1}, true feedback", lambda p, t=turn: p["true"]["solved_by_turn"][t]
-        )
-    line("solved, random feedback", lambda p: p["random"]["solved"])
-    line("true minus random", lambda p: p["true"]["solved"] - p["random"]["solved"])
-    line("repeats after feedback", lambda p: p["true"]["repeats"])
-    for group in sorted(before["true"]["by_group"]):
-        line(f"solved: {group or 'all'}", lambda p, g=group: p["true"]["by_group"][g])
-    return "\n".join(rows)
+    then, now = figures(before), figures(after)
+    return table({name: {"before": f"{then[name]:.3f}", "after": f"{now[name]:.3f}"} for name in then})
 
 
 def plot(run: Path) -> None:
@@ -384,48 +445,74 @@ def plot(run: Path) -> None:
         print("curves.png left out: matplotlib is not installed")
         return
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    iterations = [entry["iteration"] for entry in metrics]
-    for turn in range(len(metrics[0]["solved_by_turn"])):
-        curve = [entry["solved_by_turn"][turn] for entry in metrics]
-        panels[0].plot(iterations, curve, label=f"within turn {turn + 1}")
-    panels[0].set(xlabel="iteration", ylabel="share solved while sampling", ylim=(0, 1))
-    panels[1].plot(iterations, [entry["repeats"] for entry in metrics], label="repeats its last response")
-    panels[1].plot(iterations, [entry["invalid_code"] for entry in metrics], label="no valid code")
-    panels[1].set(xlabel="iteration", ylabel="share of responses")
-    panels[2].plot(
-        iterations, [entry["kl"] for entry in metrics], label="KL to the initial policy (nats a token)"
+    solved = zip(*(entry["solved_by_turn"] for entry in metrics), strict=True)
+    curves = {name: [entry[name] for entry in metrics] for name in ("repeats", "invalid_code", "kl")}
+    curves |= {f"solved within turn {t}": curve for t, curve in enumerate(solved, 1)}
+    curves["explained variance"] = [entry["explained_variance"] for entry in metrics]
+    panels = (
+        [name for name in curves if "solved" in name],
+        ["repeats", "invalid_code"],
+        ["kl", "explained variance"],
     )
-    panels[2].plot(iterations, [entry["explained_variance"] for entry in metrics], label="explained variance")
-    panels[2].set(xlabel="iteration")
-    for panel in panels:
-        panel.legend()
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for axis, names in zip(axes, panels, strict=True):
+        for name in names:
+            axis.plot([entry["iteration"] for entry in metrics], curves[name], label=name.replace("_", " "))
+        axis.set(xlabel="iteration")
+        axis.legend()
     figure.savefig(run / "curves.png", dpi=120)
     pyplot.close(figure)
 
 
-def train(config: Config) -> dict:
-    """Train a policy as `config` says; returns the probes on test problems before and after."""
+def append(path: Path, text: str) -> int:
+    """Write at the end of a file; returns its size."""
+    with path.open("a") as file:
+        file.write(text)
+    return path.stat().st_size
+
+
+def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict | None:
+    """Train a policy as `config` says; returns the probes on test problems before and after.
+
+    None if `stopped()` became true on any rank: then a checkpoint was saved, and `resume` goes on from there.
+    """
+    state_dtype = config.dtype if config.bf16_state else "float32"
+    alone = state_dtype == config.dtype and not config.cpu_offload
+    with Sandbox(sandbox_workers()) as sandbox, joined(config.device, alone) as device:
+        return _train(replace(config, device=device), state_dtype, sandbox, stopped)
+
+
+def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable[[], bool]) -> dict | None:
     began = time.perf_counter()
-    random.seed(config.seed)
-    torch.manual_seed(config.seed)
+    if config.minibatch_episodes % ranks():
+        raise ValueError(
+            f"minibatch_episodes {config.minibatch_episodes} is not a multiple of {ranks()} ranks"
+        )
     run = Path(config.output)
-    run.mkdir(parents=True, exist_ok=True)
-    if not config.model:
-        config = replace(config, model=str(toy.ensure_base(run.parent / "toy-base", seed=0)))
-    (run / "config.json").write_text(json.dumps(asdict(config), indent=1))
+    saved = checkpoints(run / "checkpoints")
+    if saved and not config.resume and not (run / "result.json").exists():
+        raise ValueError(
+            f"{run} holds an unfinished run: go on with --resume {run}, or give another --output"
+        )
 
     def split(name: str) -> Sequence[Problem]:
         problems = load_problems(config.problems, name) if name else []
         return problems[: config.limit_problems] if config.limit_problems else problems
 
     training, valid, test = split(config.train_split), split(config.valid_split), split(config.test_split)
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
-    if config.chat_template:
-        tokenizer.chat_template = Path(config.chat_template).read_text()
-    policy = load_model(config)
-    reference = load_model(config).requires_grad_(False)
-    critic = ValueModel(load_model(config)).to(config.device)
+    if not config.model:
+        config = replace(config, model=str(run.parent / "toy-base"))
+        if rank() == 0:
+            toy.ensure_base(Path(config.model), seed=0)
+        barrier()
+    tokenizer = load_tokenizer(config.model, config.chat_template, config.gguf_file)
+    torch.manual_seed(config.seed)
+    loading = {name: getattr(config, name) for name in ("device", "dtype", "attention", "cpu_offload")}
+    source = {"model": config.model, "gguf_file": config.gguf_file}
+    training_too = {"gradient_checkpointing": config.gradient_checkpointing, "state_dtype": state_dtype}
+    policy = load_model(**source, **loading, **training_too)
+    reference = load_model(**source, **loading).requires_grad_(False)
+    critic = load_model(**source, **loading, **training_too, wrap=ValueModel)
     optimisers = [
         torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=config.weight_decay)
         for network, rate in ((policy, config.learning_rate), (critic, config.value_learning_rate))
@@ -434,6 +521,24 @@ def train(config: Config) -> dict:
         torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: min(1.0, (n + 1) / config.warmup_updates))
         for optimiser in optimisers
     ]
+    trained = dict(
+        zip(("policy", "critic"), zip((policy, critic), optimisers, schedules, strict=True), strict=True)
+    )
+    progress = {"iteration": 0, "best": -1.0, "before": None, "metrics.jsonl": 0, "dialogs.txt": 0}
+    if config.resume and saved:
+        restore_checkpoint(saved[-1], trained)
+        progress = json.loads((saved[-1] / "about.json").read_text())
+    seconds: dict[str, float] = progress.setdefault("seconds", {"start": time.perf_counter() - began})
+    if rank() == 0:
+        if not config.resume:
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+            (run / "result.json").unlink(missing_ok=True)
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run / "config.json").write_text(json.dumps(asdict(config) | {"resume": ""}, indent=1))
+        for name in ("metrics.jsonl", "dialogs.txt"):
+            append(run / name, "")
+            os.truncate(run / name, progress[name])
+    barrier()
     sampling = RolloutSettings(
         config.turn_limit,
         config.max_new_tokens,
@@ -445,112 +550,119 @@ def train(config: Config) -> dict:
     judging = replace(
         sampling, temperature=config.evaluation_temperature, top_p=config.evaluation_top_p, feedback="true"
     )
-    seconds = {"start": time.perf_counter() - began}
-    metrics_file = (run / "metrics.jsonl").open("w")
-    dialogs_file = (run / "dialogs.txt").open("w")
 
-    with Sandbox() as sandbox:
-        before = probe(policy, tokenizer, test, training, sandbox, judging, config) if test else None
-        if before:
-            print(
-                f"before: {before['true']['solved']:.3f} solved, "
-                f"{before['random']['solved']:.3f} with random feedback"
-            )
-        seconds["probe"] = time.perf_counter() - began - seconds["start"]
-        best = -1.0
-        bar = tqdm(range(config.iterations), desc="RLEF", unit="iteration")
-        for iteration in bar:
-            clock = [time.perf_counter()]
-            episodes = rollout(
-                policy,
-                tokenizer,
-                draw_problems(training, iteration, config),
-                sandbox,
-                sampling,
-                seed=config.seed + 1,
-                first_index=iteration * config.batch_episodes,
-                feedback_problems=training,
-            )
-            clock.append(time.perf_counter())
-            targets, statistics = prepare(policy, reference, critic, episodes, config)
-            clock.append(time.perf_counter())
-            updates = []
-            order = np.random.default_rng([config.seed, 1, iteration]).permutation(len(episodes))
-            for start in range(0, len(order), config.minibatch_episodes):
-                chosen = order[start : start + config.minibatch_episodes]
-                updates.append(
-                    update(
-                        policy,
-                        critic,
-                        optimisers,
-                        schedules,
-                        [episodes[i] for i in chosen],
-                        [targets[i] for i in chosen],
-                        config,
-                    )
-                )
-            clock.append(time.perf_counter())
-            entry = (
-                {"iteration": iteration + 1} | rollout_statistics(episodes, config.turn_limit) | statistics
-            )
-            entry |= {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
-            entry |= {
-                "first_ratio_worst": updates[0]["ratio_worst"],
-                "learning_rate": schedules[0].get_last_lr()[0],
-            }
-            last = iteration + 1 == config.iterations
-            if valid and (last or (iteration + 1) % config.evaluate_every == 0):
+    def save() -> None:
+        save_checkpoint(
+            run / "checkpoints" / f"{progress['iteration']:06d}", trained, progress, config.keep_checkpoints
+        )
+
+    if test and not progress["before"]:
+        started = time.perf_counter()
+        progress["before"] = probe(policy, tokenizer, test, training, sandbox, judging, config)
+        seconds["probe"] = time.perf_counter() - started
+    stop = False
+    first = progress["iteration"]
+    bar = tqdm(
+        range(first, config.iterations),
+        "RLEF",
+        config.iterations,
+        initial=first,
+        unit="iteration",
+        disable=rank() > 0,
+    )
+    for iteration in bar:
+        clock = [time.perf_counter()]
+        episodes = sample(policy, tokenizer, training, sandbox, sampling, iteration, config)
+        clock.append(time.perf_counter())
+        if stop := any(gather([stopped()])):
+            break
+        targets, statistics = prepare(policy, reference, critic, episodes, config)
+        clock.append(time.perf_counter())
+        updates = []
+        order = np.random.default_rng([config.seed, 1, iteration]).permutation(len(episodes))
+        for chosen in order.reshape(-1, config.minibatch_episodes):
+            part = [episodes[i] for i in chosen], [targets[i] for i in chosen]
+            try:
+                updates.append(update(policy, critic, optimisers, schedules, *part, config))
+            except FloatingPointError as error:
+                good = (checkpoints(run / "checkpoints") or ["none"])[-1]
+                at = f"iteration {iteration + 1}, update {len(updates) + 1}"
+                raise FloatingPointError(f"{at}, {error}; last good checkpoint: {good}") from error
+        clock.append(time.perf_counter())
+        entry = {"iteration": iteration + 1} | rollout_statistics(episodes, config.turn_limit) | statistics
+        entry |= {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
+        entry["first_ratio_worst"] = updates[0]["ratio_worst"]
+        entry["learning_rate"] = schedules[0].get_last_lr()[0]
+        last = iteration + 1 == config.iterations
+        if valid and (last or (iteration + 1) % config.evaluate_every == 0):
+            with for_sampling(policy, config.device, config.dtype, config.gather_weights) as sampler:
                 summary, _ = evaluate(
-                    policy, tokenizer, valid, sandbox, judging, config.evaluation_rollouts, config.seed
+                    sampler, tokenizer, valid, sandbox, judging, config.evaluation_rollouts, config.seed
                 )
-                entry["valid_solved"] = summary["solved"]
-                if summary["solved"] > best:
-                    best = summary["solved"]
-                    save_policy(policy, tokenizer, run / "best")
-            clock.append(time.perf_counter())
-            entry["seconds"] = dict(
-                zip(("rollout", "prepare", "update", "evaluate"), np.diff(clock).tolist(), strict=True)
-            )
-            for phase, spent in entry["seconds"].items():
-                seconds[phase] = seconds.get(phase, 0.0) + spent
-            metrics_file.write(json.dumps(entry) + "\n")
-            metrics_file.flush()
+            entry["valid_solved"] = summary["solved"]
+            if summary["solved"] > progress["best"]:
+                progress["best"] = summary["solved"]
+                export(policy, tokenizer, run / "best", config.dtype)
+        clock.append(time.perf_counter())
+        phases = ("rollout", "prepare", "update", "evaluate")
+        entry["seconds"] = dict(zip(phases, np.diff(clock).tolist(), strict=True))
+        for phase, spent in entry["seconds"].items():
+            seconds[phase] = seconds.get(phase, 0.0) + spent
+        progress["iteration"] = iteration + 1
+        if rank() == 0:
+            progress["metrics.jsonl"] = append(run / "metrics.jsonl", json.dumps(entry) + "\n")
             if iteration % config.show_every == 0 or last:
-                dialogs_file.write(f"iteration {iteration + 1}\n{show(tokenizer, episodes[0])}\n\n")
-                dialogs_file.flush()
-            bar.set_postfix_str(
-                f"solved {' '.join(f'{s:.2f}' for s in entry['solved_by_turn'])} "
-                f"repeats {entry['repeats']:.2f} "
-                f"kl {entry['kl']:.3f} valid {max(best, 0):.2f}"
-            )
-        if not valid:
-            save_policy(policy, tokenizer, run / "best")
-        metrics_file.close()
-        dialogs_file.close()
-        after = None
-        if test:
-            started = time.perf_counter()
-            policy = load_model(replace(config, model=str(run / "best")))
-            after = probe(policy, tokenizer, test, training, sandbox, judging, config)
-            seconds["probe"] += time.perf_counter() - started
-            print(table(before, after))
-            episodes = after["true_episodes"]
-            print(show(tokenizer, next((e for e in episodes if e.solved and len(e.turns) > 1), episodes[0])))
-    if config.iterations:
-        plot(run)
-    print("seconds: " + ", ".join(f"{phase} {spent:.0f}" for phase, spent in seconds.items()))
+                dialog = f"iteration {iteration + 1}\n{show(tokenizer, episodes[0])}\n\n"
+                progress["dialogs.txt"] = append(run / "dialogs.txt", dialog)
+        stop = any(gather([stopped()]))
+        if last or stop or (iteration + 1) % config.checkpoint_every == 0:
+            save()
+        bar.set_postfix_str(
+            f"solved {' '.join(f'{s:.2f}' for s in entry['solved_by_turn'])} "
+            f"repeats {entry['repeats']:.2f} kl {entry['kl']:.3f} valid {max(progress['best'], 0):.2f}"
+        )
+        if stop:
+            break
+    if stop:
+        save()
+        if rank() == 0:
+            print(f"stopped after iteration {progress['iteration']}: go on with --resume {run}")
+        return None
+    if not valid:
+        export(policy, tokenizer, run / "best", config.dtype)
+    before, after = progress["before"], None
+    if test:
+        started = time.perf_counter()
+        policy = load_model(str(run / "best"), **loading)
+        after = probe(policy, tokenizer, test, training, sandbox, judging, config)
+        seconds["probe"] = seconds.get("probe", 0.0) + time.perf_counter() - started
     result = {"before": before, "after": after, "seconds": seconds}
-    numbers = {
-        name: {kind: value[kind] for kind in ("true", "random")} if value and name != "seconds" else value
-        for name, value in result.items()
-    }
-    (run / "result.json").write_text(json.dumps(numbers, indent=1))
+    if rank() == 0:
+        if test:
+            print(comparison(before, after), after["episode"], sep="\n")
+        if config.iterations:
+            plot(run)
+        print("seconds: " + ", ".join(f"{phase} {spent:.0f}" for phase, spent in seconds.items()))
+        (run / "result.json").write_text(json.dumps(result, indent=1))
     return result
 
 
 if __name__ == "__main__":
+    signals: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        signals.append(number)
+        signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
+
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(kind, note)
     try:
-        train(parse_config())
+        config = parse_config()
+        if config.plan:
+            text, fits = report(config, config.ranks, config.gpu_gib * GIB)
+            print(text)
+            sys.exit(0 if fits else 2)
+        train(config, lambda: bool(signals))
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)

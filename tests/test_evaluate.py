@@ -324,7 +324,7 @@ def test_bad_input_ends_with_one_sentence_before_the_model_is_read(monkeypatch):
     def no_model(*_):
         raise AssertionError("the model was read")
 
-    monkeypatch.setattr(evaluate.AutoTokenizer, "from_pretrained", no_model)
+    monkeypatch.setattr(evaluate, "load_tokenizer", no_model)
     monkeypatch.setattr("sys.argv", ["evaluate.py", "--report", "10@100"])
     with pytest.raises(ValueError, match="needs 33 rollouts"):
         evaluate.main()

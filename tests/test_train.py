@@ -2,16 +2,19 @@
 seed, learning.
 """
 
+import copy
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from conftest import make_model
+from transformers import LlamaConfig
 
+import plan
 import toy
-import train as module
+from distributed import load_model, load_tokenizer
 from ppo import collate, response_logprobs
 from rollout import Episode, RolloutSettings, Turn, rollout
 from train import Config, draw_problems, microbatches, parse_config, prepare, train, update
@@ -179,10 +182,7 @@ def test_the_same_seed_gives_the_same_run(tmp_path, monkeypatch, tokenizer):
 
 def test_the_saved_policy_is_the_trained_one(tmp_path, monkeypatch, tokenizer, episodes):
     small_run(tmp_path, monkeypatch, tokenizer, valid_split="", test_split="", learning_rate=1e-2)
-    base, best = (
-        module.load_model(replace(CONFIG, model=str(path)))
-        for path in (tmp_path / "base", tmp_path / "run" / "best")
-    )
+    base, best = (load_model(str(path)) for path in (tmp_path / "base", tmp_path / "run" / "best"))
     batch = collate(episodes, torch.device("cpu"))
     with torch.no_grad():
         gap = (response_logprobs(base, batch, 1.0)[0] - response_logprobs(best, batch, 1.0)[0]).abs().max()
@@ -210,3 +210,117 @@ def test_presets_hold_the_numbers_of_the_paper():
     assert config.beta == 0.1
     with pytest.raises(SystemExit):
         parse_config(["--preset", "9b"])
+
+
+def test_the_plan_is_the_sum_that_one_does_by_hand(tmp_path):
+    LlamaConfig(
+        vocab_size=1000,
+        hidden_size=64,
+        intermediate_size=100,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        tie_word_embeddings=False,
+    ).save_pretrained(tmp_path)
+    layer = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 100 + 2 * 64  # q, o; k, v; gate, up, down; norms
+    policy = 3 * layer + 2 * 1000 * 64 + 64
+    critic = 3 * layer + 1000 * 64 + 64 + 64 + 1
+    config = replace(
+        CONFIG,
+        model=str(tmp_path),
+        dtype="bfloat16",
+        gradient_checkpointing=True,
+        batch_rows=5,
+        microbatch_tokens=1200,
+        logits_chunk=10,
+    )
+    sizes = plan.memory(config, ranks=4)
+    assert sizes["always"] == {
+        "policy: weights": policy * 4 / 4,
+        "policy: optimiser": policy * 8 / 4,
+        "critic: weights": critic * 4 / 4,
+        "critic: optimiser": critic * 8 / 4,
+        "reference": policy * 2 / 4,
+    }
+    assert sizes["rollout"]["weights for sampling"] == 2 * policy
+    assert sizes["rollout"]["keys and values"] == 3 * 600 * 3 * (2 * 32) * 2  # 12 dialogs on 4 ranks
+    norms, queries, keys, mlp = 4 * 64, 4 * 64, 4 * 32, 4 * 100  # numbers a token, in bf16
+    inside = 2 * (norms + queries + keys + mlp) + 4 * (2 * 64)  # and the norms' insides, in fp32
+    assert sizes["update"]["activations"] == 1200 * (3 * 2 * 64 + inside)
+    assert sizes["update"]["policy: gradients"] == policy
+    assert sizes["update"]["logits chunk"] == 10 * 1000 * (2 + 20)
+    half = replace(config, bf16_state=True, cpu_offload=False, gather_weights=False)
+    assert plan.memory(half, 4)["always"]["policy: weights"] == policy * 2 / 4
+    assert plan.memory(half, 4)["rollout"]["weights for sampling"] == 2 * (2 * 1000 * 64 + 64) + 4 * layer
+
+
+def test_a_plan_that_does_not_fit_names_flags_with_which_it_does():
+    config = parse_config(["--preset", "8b"])
+    text, fits = plan.report(config, 8, 79 * plan.GIB)
+    assert fits and "does not fit" not in text
+    text, fits = plan.report(config, 4, 79 * plan.GIB)
+    assert not fits
+    named = text.rpartition("would: ")[2].split(", ")
+    assert "--ranks 8" in named and "--bf16_state" in named
+    for flags in named:
+        ranks = int(flags.split()[1]) if "--ranks" in flags else 4
+        changed = parse_config(["--preset", "8b", *([] if "--ranks" in flags else flags.split())])
+        assert plan.report(changed, ranks, 79 * plan.GIB)[1]
+    for ranks, enough in ((64, True), (32, False)):
+        assert plan.report(parse_config(["--preset", "70b"]), ranks, 79 * plan.GIB)[1] == enough
+
+
+def test_a_run_that_is_resumed_with_other_settings_names_them(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(asdict(replace(CONFIG, beta=0.1))))
+    config = parse_config(["--resume", str(tmp_path), "--iterations", "7"])
+    assert (config.beta, config.iterations, config.output) == (0.1, 7, str(tmp_path))
+    with pytest.raises(ValueError, match=r"beta 0.1, now 0.2; seed 0, now 3$"):
+        parse_config(["--resume", str(tmp_path), "--beta", "0.2", "--seed", "3"])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config.json": "{}"}, r"has no weights \(\*.safetensors or \*.bin\), only config.json"),
+        (None, "is not a directory, and the Hugging Face hub does not give it"),
+    ],
+)
+def test_a_model_without_weights_ends_training_with_one_sentence(tmp_path, files, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = tmp_path / "model"
+    if files is not None:
+        model.mkdir()
+        for name, text in files.items():
+            (model / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as refused:
+        train(replace(CONFIG, model=str(model), output=str(tmp_path / "run")))
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_without_template_names_the_flag_and_takes_its_file(tmp_path, tokenizer):
+    make_model(len(tokenizer)).save_pretrained(tmp_path)
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    bare.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="--chat_template FILE"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "template").write_text(tokenizer.chat_template)
+    assert load_tokenizer(str(tmp_path), str(tmp_path / "template")).chat_template == tokenizer.chat_template
+
+
+def test_dropout_is_off_and_checkpointed_gradients_are_the_plain_ones(tmp_path, tokenizer, episodes):
+    model = make_model(len(tokenizer))
+    model.config.attention_dropout = 0.5
+    model.save_pretrained(tmp_path)
+    batch, gradients = collate(episodes, torch.device("cpu")), []
+    for checkpointing in (True, False):
+        policy = load_model(str(tmp_path), gradient_checkpointing=checkpointing)
+        calls = []
+        policy.get_decoder().layers[0].self_attn.register_forward_hook(lambda *_, c=calls: c.append(1))
+        response_logprobs(policy, batch, 1.0)[0].sum().backward()
+        assert len(calls) == 1 + checkpointing
+        gradients.append([p.grad for p in policy.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)

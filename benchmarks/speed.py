@@ -1,0 +1,245 @@
+"""Speed and memory as ratios, both sides in one run.
+
+    python benchmarks/speed.py [rollout | update | scaling | memory ...]
+
+rollout   tokens/s of 3-turn dialogs of mixed lengths: rollout(), static `generate`, `generate_batch`
+update    tokens/s of an update of both networks, against bare forward and backward passes without padding
+scaling   one rank against two ranks with twice the episodes, one thread each
+memory    peak of the log-probs of 1,024 tokens at V = 128,256 with their gradients, against the naive way
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+import toy
+from data import first_message
+from ppo import chunked_logprobs
+from rollout import RolloutSettings, observation_ids, prompt_ids, rollout
+from sandbox import Sandbox
+from train import Config, microbatches, prepare, update
+from value_head import ValueModel
+
+LONGEST, ROWS, DIALOGS, ENDS = 128, 16, 32, 1 / 24
+
+
+class Ending(nn.Module):
+    """An output layer after which each token ends the response with probability `ENDS`."""
+
+    def __init__(self, head: nn.Linear, end: int) -> None:
+        super().__init__()
+        self.head, self.weight, self.end = head, head.weight, end
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self.head(hidden)  # (..., V)
+        logits[..., self.end] = -torch.inf
+        logits[..., self.end] = logits.logsumexp(-1) + torch.tensor(ENDS / (1 - ENDS)).log()
+        return logits
+
+
+def make_model(tokenizer, width: int = 256, layers: int = 6) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+        )
+    ).eval()
+
+
+def side_by_side(columns: dict, rounds: int = 2) -> None:
+    """Each column's best rate in interleaved rounds, and its ratio to the first one's."""
+    best: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, work in columns.items():
+            began = time.perf_counter()
+            tokens = work()
+            rate = tokens / (time.perf_counter() - began)
+            best[name] = max(best.get(name, 0.0), rate)
+            print(f"  {name}: {rate:.0f} tokens/s", flush=True)
+    first = next(iter(best.values()))
+    for name, rate in best.items():
+        print(f"{name:<44}{rate:>10.0f} tokens/s   {first / rate:>6.2f} of it by the first")
+
+
+def compare_rollouts() -> None:
+    tokenizer = toy.build_tokenizer()
+    model = make_model(tokenizer)
+    model.set_output_embeddings(Ending(model.get_output_embeddings(), tokenizer.eos_token_id))
+    problems = toy.problems("test")[:DIALOGS]
+    settings = RolloutSettings(3, LONGEST, 1024, batch_rows=ROWS)
+    sampling = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=LONGEST,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    prompts = [prompt_ids(tokenizer, first_message(p)) for p in problems]
+    observation = observation_ids(tokenizer, "Your answer has no valid Python code.")
+
+    def ours() -> int:
+        with Sandbox(1) as sandbox:
+            episodes = rollout(model, tokenizer, problems, sandbox, settings, seed=0)
+        return sum(turn.end - turn.start for episode in episodes for turn in episode.turns)
+
+    def three_turns(respond) -> int:
+        """`respond` maps dialogs to responses; a dialog's feedback is always the same."""
+        dialogs, tokens = [list(ids) for ids in prompts], 0
+        for _ in range(3):
+            for dialog, response in zip(dialogs, respond(dialogs), strict=True):
+                tokens += len(response)
+                dialog += response + observation
+        return tokens
+
+    def static(dialogs: list[list[int]]) -> list[list[int]]:
+        responses = []
+        for start in range(0, len(dialogs), ROWS):
+            part = dialogs[start : start + ROWS]
+            width = max(map(len, part))
+            ids = torch.tensor([[0] * (width - len(d)) + d for d in part])  # (B, T) padded at the left
+            mask = torch.tensor([[0] * (width - len(d)) + [1] * len(d) for d in part])  # (B, T)
+            made = model.generate(ids, attention_mask=mask, generation_config=sampling)[:, width:].tolist()
+            for row in made:
+                end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+                responses.append(row[:end])
+        return responses
+
+    def continuous(dialogs: list[list[int]]) -> list[list[int]]:
+        made = model.generate_batch(dialogs, generation_config=sampling, progress_bar=False)
+        made = sorted(made.values(), key=lambda output: int(output.request_id.rpartition("_")[2]))
+        return [output.generated_tokens for output in made]
+
+    columns = {"rollout()": ours, "generate, static batches": lambda: three_turns(static)}
+    columns["generate_batch"] = lambda: three_turns(continuous)
+    side_by_side(columns)
+
+
+def compare_updates() -> None:
+    tokenizer = toy.build_tokenizer()
+    model = make_model(tokenizer)
+    policy, critic = model, ValueModel(make_model(tokenizer))
+    head = Ending(model.get_output_embeddings(), tokenizer.eos_token_id)
+    plain, config = model.get_output_embeddings(), Config(device="cpu", microbatch_tokens=4096, context=1024)
+    model.set_output_embeddings(head)
+    with Sandbox(1) as sandbox:
+        settings = RolloutSettings(3, LONGEST, 1024, batch_rows=ROWS)
+        episodes = rollout(model, tokenizer, toy.problems("test")[:DIALOGS], sandbox, settings, seed=0)
+    model.set_output_embeddings(plain)
+    targets, _ = prepare(policy, policy, critic, episodes, config)
+    optimisers = [torch.optim.SGD(network.parameters(), lr=0.0) for network in (policy, critic)]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: 1.0) for optimiser in optimisers]
+    tokens = sum(len(episode.ids) for episode in episodes)
+    every = torch.tensor([i for episode in episodes for i in episode.ids])
+    rows = [every[start : start + tokens // 40] for start in range(0, tokens, tokens // 40)]
+    spoken = sum(turn.end - turn.start for episode in episodes for turn in episode.turns)
+    groups = microbatches(episodes, config.microbatch_tokens)
+    padded = sum(len(group) * max(len(episodes[i].ids) for i in group) for group in groups)
+    print(f"{tokens} tokens, {spoken} of them in responses, {padded - tokens} of padding")
+
+    def ours() -> int:
+        update(policy, critic, optimisers, schedules, episodes, targets, config)
+        return tokens
+
+    def bare() -> int:
+        """The same number of tokens in rows of one length, the same share of them with logits."""
+        for start in range(0, len(rows), 8):
+            part = [row for row in rows[start : start + 8] if len(row) == len(rows[0])]
+            ids = torch.stack(part or rows[-1:])  # (B, T)
+            hidden = policy.get_decoder()(ids, use_cache=False).last_hidden_state  # (B, T, D)
+            hidden = hidden.flatten(0, 1)[: ids.numel() * spoken // tokens]  # (R, D)
+            policy.get_output_embeddings()(hidden).log_softmax(-1)[:, 0].sum().backward()
+            critic.trunk(ids, use_cache=False).last_hidden_state[:, :3].sum().backward()
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        return tokens
+
+    side_by_side({"update()": ours, "bare forward and backward, no padding": bare})
+
+
+def scale_weakly() -> None:
+    """The whole loop on one and on two ranks, each with as many episodes a rank."""
+    rates = {}
+    with tempfile.TemporaryDirectory() as place:
+        tokenizer = toy.build_tokenizer()
+        make_model(tokenizer, 128, 4).save_pretrained(f"{place}/base")
+        tokenizer.save_pretrained(f"{place}/base")
+        for ranks in (1, 2):
+            flags = {"model": f"{place}/base", "output": f"{place}/{ranks}", "iterations": 4, "device": "cpu"}
+            flags |= {
+                "batch_episodes": 64 * ranks,
+                "minibatch_episodes": 32 * ranks,
+                "microbatch_tokens": 4096,
+            }
+            flags |= {"valid_split": "", "test_split": ""}
+            command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "train.py"]
+            command += [f"--{name}={value}" for name, value in flags.items()]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            root = Path(__file__).parent.parent
+            subprocess.run(command, cwd=root, env=environment, check=True, stderr=subprocess.DEVNULL)
+            lines = (Path(place) / str(ranks) / "metrics.jsonl").read_text().splitlines()[1:]
+            spent = [json.loads(line)["seconds"] for line in lines]
+            rates[ranks] = {name: min(s[name] for s in spent) for name in ("rollout", "prepare", "update")}
+    for phase, seconds in rates[1].items():
+        print(
+            f"{phase:<10}{seconds:>8.2f} s on one rank, {rates[2][phase]:>6.2f} s on two: {seconds / rates[2][phase]:.2f}"
+        )
+
+
+def peak_of_logprobs(chunk: int) -> None:
+    """Print by how many MiB the log-probs of 1,024 tokens and their gradients raise the peak; chunk 0: naive."""
+    head, hidden = nn.Linear(64, 128_256, bias=False), torch.randn(1024, 64, requires_grad=True)
+    targets = torch.arange(1024)
+    (head(hidden[:1]).sum() * 0).backward()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if chunk:
+        logprobs, _ = chunked_logprobs(hidden, head, targets, 1.0, chunk)
+    else:
+        logprobs = torch.log_softmax(head(hidden).float(), -1).gather(-1, targets[:, None])
+    logprobs.sum().backward()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def compare_memory() -> None:
+    measured = {}
+    for chunk in (0, 512, 128, 32):
+        command = [sys.executable, __file__, "peak", str(chunk)]
+        # Large blocks go back to the system at once, so that the peak is that of what is alive.
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        measured[chunk] = float(done.stdout)
+        name = f"chunks of {chunk}" if chunk else "naive"
+        print(f"{name:<16}{measured[chunk]:>8.0f} MiB   {measured[chunk] / measured[0]:>5.2f} of naive")
+
+
+if __name__ == "__main__":
+    todo = {
+        "rollout": compare_rollouts,
+        "update": compare_updates,
+        "scaling": scale_weakly,
+        "memory": compare_memory,
+    }
+    if sys.argv[1:2] == ["peak"]:
+        peak_of_logprobs(int(sys.argv[2]))
+    else:
+        for name in sys.argv[1:] or todo:
+            print(name)
+            todo[name]()

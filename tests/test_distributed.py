@@ -1,0 +1,269 @@
+"""Several ranks: the same gradient, metrics and weights as one; nobody hangs; nothing is lost when killed."""
+
+import json
+import math
+import multiprocessing
+import os
+import re
+import resource
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import make_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import toy
+from distributed import checkpoints, export, for_sampling, joined, load_model, load_tokenizer, rank
+from rollout import RolloutSettings, rollout
+from sandbox import Sandbox
+from train import Config, train
+
+# Ranks are forked from a server that has imported this module, and made the toy world's problems, once.
+TRAIN, VALID = toy.problems("train"), toy.problems("valid")
+HERE = Path(__file__).parent
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": f"{HERE.parent}:{HERE}"}
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["test_distributed"])
+
+
+def _rank(target, rank: int, count: int, port: int, arguments: tuple) -> None:
+    """What torchrun does for a rank."""
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    if count > 1:
+        os.environ |= {k: str(v) for k, v in names.items()} | {
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port),
+        }
+    target(*arguments)
+
+
+def start_ranks(count: int, target, *arguments) -> list:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        PROCESSES.Process(target=_rank, args=(target, rank, count, port, arguments)) for rank in range(count)
+    ]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def run_ranks(count: int, target, *arguments) -> None:
+    ranks = start_ranks(count, target, *arguments)
+    for process in ranks:
+        process.join(100)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert codes == [0] * count
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, tokenizer) -> Config:
+    base = tmp_path_factory.mktemp("base")
+    make_model(len(tokenizer), end=tokenizer.eos_token_id).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    return Config(
+        model=str(base),
+        device="cpu",
+        batch_episodes=16,
+        minibatch_episodes=8,
+        microbatch_tokens=1200,
+        max_new_tokens=12,
+        context=600,
+        iterations=3,
+        warmup_updates=1,
+        limit_problems=8,
+        evaluate_every=3,
+        test_split="",
+        checkpoint_every=1,
+    )
+
+
+def metrics(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def one(config, tmp_path_factory) -> Path:
+    """The run of one process."""
+    run = tmp_path_factory.mktemp("runs") / "one"
+    run_ranks(1, train, replace(config, output=str(run)))
+    return run
+
+
+def assert_same_run(run: Path, other: Path, tolerance: float) -> None:
+    ours, theirs = metrics(run), metrics(other)
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        for name in a:
+            if isinstance(a[name], float) and math.isnan(a[name]):
+                assert math.isnan(b[name]), name
+            else:
+                assert a[name] == pytest.approx(b[name], abs=tolerance, rel=tolerance), name
+    ours, theirs = (load_file(path / "best" / "model.safetensors") for path in (run, other))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("count", "gather_weights"), [(2, True), (4, False)])
+def test_any_number_of_ranks_gives_the_same_metrics_and_weights(config, one, tmp_path, count, gather_weights):
+    run_ranks(count, train, replace(config, output=str(tmp_path / "run"), gather_weights=gather_weights))
+    assert_same_run(tmp_path / "run", one, 1e-5)
+
+
+def sample_long_and_short(model: str, gather_weights: bool, output: Path) -> None:
+    """Rank 1 may say ten times as much as the others."""
+    with joined("cpu"), Sandbox(1) as sandbox:
+        policy, tokenizer = load_model(model), load_tokenizer(model)
+        settings = RolloutSettings(2, 30 if rank() == 1 else 3, 600, temperature=3.0)
+        with for_sampling(policy, "cpu", "float32", gather_weights) as sampler:
+            episodes = rollout(sampler, tokenizer, TRAIN[:3], sandbox, settings, seed=rank())
+        (output / f"{rank()}.json").write_text(json.dumps([episode.ids for episode in episodes]))
+
+
+def test_ranks_that_finish_early_wait_for_one_with_dialogs_ten_times_longer(config, tmp_path):
+    sampled = []
+    for gather_weights in (True, False):
+        run_ranks(2, sample_long_and_short, config.model, gather_weights, tmp_path)
+        sampled.append([json.loads((tmp_path / f"{r}.json").read_text()) for r in range(2)])
+    assert sampled[0] == sampled[1]
+
+
+def without_clock(run: Path) -> list[str]:
+    return [re.sub(r'"seconds".*', "", line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_identical(run: Path, other: Path) -> None:
+    assert without_clock(run) == without_clock(other)
+    assert (run / "dialogs.txt").read_bytes() == (other / "dialogs.txt").read_bytes()
+    ours, theirs = (load_file(path / "best" / "model.safetensors") for path in (run, other))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_killed_again_and_again_ends_bit_equal_to_one_that_was_not(config, one, tmp_path):
+    run, seconds = tmp_path / "run", json.loads((one / "result.json").read_text())["seconds"]
+    for moment in (0.05, 0.3, 0.5, 0.8):  # of what the uninterrupted run took after loading, saving included
+        resume = str(run) if (run / "config.json").exists() else ""
+        (process,) = start_ranks(1, train, replace(config, output=str(run), resume=resume))
+        process.join(seconds["start"] + moment * (sum(seconds.values()) - seconds["start"]))
+        process.kill()
+        process.join()
+    assert not (run / "result.json").exists()
+    run_ranks(1, train, replace(config, output=str(run), resume=str(run)))
+    assert_identical(run, one)
+    assert len(checkpoints(run / "checkpoints")) == config.keep_checkpoints
+
+
+def train_until_iteration(config: Config, last: int) -> None:
+    metrics_file = Path(config.output) / "metrics.jsonl"
+    result = train(config, lambda: f'"iteration": {last}' in metrics_file.read_text())
+    assert result is None
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(config, one, tmp_path, before, after):
+    stopped = replace(config, output=str(tmp_path / "run"))
+    run_ranks(before, train_until_iteration, stopped, 1)
+    assert len(metrics(tmp_path / "run")) == 1
+    run_ranks(after, train, replace(stopped, resume=stopped.output))
+    assert_same_run(tmp_path / "run", one, 1e-5)
+
+
+def fail_on_one_rank(how: str, output: Path) -> None:
+    os.dup2(os.open(output / f"{os.environ['RANK']}.txt", os.O_CREAT | os.O_WRONLY), 2)
+    with joined("cpu"):
+        dist.barrier()
+        if rank() == 1:
+            raise RuntimeError("the lamp fell over")
+        if how == "waiting":
+            dist.barrier()
+        time.sleep(600)
+
+
+@pytest.mark.parametrize("how", ["waiting", "computing"])
+def test_an_exception_on_one_rank_ends_all_and_is_shown(tmp_path, how):
+    ranks = start_ranks(2, fail_on_one_rank, how, tmp_path)
+    for process in ranks:
+        process.join(60)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert None not in codes and 0 not in codes
+    assert "the lamp fell over" in (tmp_path / "1.txt").read_text()
+
+
+def write_large_model(directory: Path, tied: bool) -> int:
+    """A checkpoint of many files; returns its bytes."""
+    config = LlamaConfig(
+        vocab_size=20_000,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(directory, max_shard_size="20MB")
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+
+
+def logits_and_memory(model: Path, output: Path) -> None:
+    ids = torch.arange(8)[None]  # (B, T)
+    with joined("cpu"):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        network = load_model(str(model))
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        with torch.no_grad():
+            logits = network(ids).logits  # (B, T, V)
+        torch.save((logits, 1024 * grown), output / f"{rank()}.pt")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_no_rank_ever_holds_the_whole_model_and_its_logits_are_the_same(tmp_path, tied):
+    size = write_large_model(tmp_path, tied)
+    run_ranks(4, logits_and_memory, tmp_path, tmp_path)
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(tmp_path)(torch.arange(8)[None]).logits  # (B, T, V)
+    for number in range(4):
+        logits, grown = torch.load(tmp_path / f"{number}.pt")
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+        assert grown < 0.5 * size
+
+
+def export_from_ranks(model: str, output: Path) -> None:
+    with joined("cpu"):
+        export(load_model(model), load_tokenizer(model), output, "float32")
+
+
+def test_the_export_of_sharded_weights_is_a_hugging_face_directory(config, tmp_path):
+    run_ranks(2, export_from_ranks, config.model, tmp_path / "out")
+    ours, theirs = (load_file(Path(d) / "model.safetensors") for d in (tmp_path / "out", config.model))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert load_tokenizer(str(tmp_path / "out")).chat_template
+
+
+def train_with_bad_weights(config: Config, output: Path) -> None:
+    os.dup2(os.open(output / "stderr.txt", os.O_CREAT | os.O_WRONLY), 2)
+    train(config)
+
+
+def test_a_loss_that_is_not_finite_names_step_rank_and_last_good_checkpoint(config, tmp_path):
+    run = replace(config, output=str(tmp_path / "run"), learning_rate=math.inf, valid_split="")
+    (process,) = start_ranks(1, train_with_bad_weights, run, tmp_path)
+    process.join(60)
+    assert process.exitcode == 1
+    message = (tmp_path / "stderr.txt").read_text()
+    assert re.search(r"iteration 1, update 2, rank 0: .*nan.*last good checkpoint: none", message)
