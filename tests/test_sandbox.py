@@ -64,7 +64,6 @@ def f(x):
             "out of memory",
         ),
         ("while True: print('x' * 1000)", "too much output"),
-        ("import os\nwhile True: os.fork()", "exception"),
         ("import socket; socket.create_connection(('127.0.0.1', 22), 1)", "exception"),
         ("open('big', 'wb').write(bytes(200 << 20))", "exception"),
     ],
