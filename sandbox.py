@@ -435,6 +435,7 @@ def _judge(message: dict, calls: socket.socket) -> dict:
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _machine = {"x86_64": 0, "aarch64": 1}.get(os.uname().machine)  # the column of what follows
+SYSTEM_DIRECTORIES = ["bin", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr"]
 AUDIT_ARCHITECTURE = (0xC000003E, 0xC00000B7)
 CLOSED_CALLS = """
 ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271 kcmp 312 272 pidfd_getfd 438 438 mount 165 40
@@ -565,11 +566,16 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
         except OSError as error:
             jail.layers[layer] = f"off: {error.strerror}"
 
+    def in_own_mounts() -> None:
+        if not jail.on("mount namespace"):
+            raise OSError(1, "it needs a mount namespace")
+
     def unshare(kind: int) -> None:
         _system(_libc.unshare(kind))
 
-    def mount(kind: str, target: str, flags: int, options: str = "") -> None:
-        _system(_libc.mount(b"none", target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()))
+    def mount(kind: str, target: str, flags: int, options: str = "", source: str = "none") -> None:
+        words = [word.encode() for word in (source, target, kind, options)]
+        _system(_libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]))
 
     def user_namespace() -> None:
         unshare(NEW_USER)
@@ -582,19 +588,37 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
                 file.write(text)
 
     def file_system() -> None:
+        in_own_mounts()
         mount("", "/", 0x44000)  # private: what follows is seen by nobody else
+        masked = [top.path for top in os.scandir("/") if top.is_dir(follow_symlinks=False)]
+        masked = [top for top in masked if top[1:] not in SYSTEM_DIRECTORIES]
+        inside = [path for path in readable if os.path.exists(path) and "/" + path.split("/")[1] in masked]
+        held = {path: os.open(path, os.O_PATH) for path in inside}
+        for top in masked:
+            mount("tmpfs", top, 6, "size=1m,mode=755")
+        for path, place in held.items():
+            if not os.path.exists(path):  # it may be inside another
+                os.makedirs(path)
+                mount("", path, 0x5000, source=f"/proc/self/fd/{place}")
+            os.close(place)
+        os.makedirs(home)
         read_only_no_setuid = struct.pack("4Q", 3, 0, 0, 0)
         _system(_libc.syscall(442, -1, b"/", 0x8000, read_only_no_setuid, 32))  # all mounts
         mount("tmpfs", home, 6, f"size={FILE_BYTES},nr_inodes=16384,mode=777")
 
+    def fresh_proc() -> None:
+        in_own_mounts()
+        mount("proc", "/proc", 14)
+
     def other_user() -> None:
-        candidate = (
-            20000 + jail.pid % 40000
-        )  # one for each server, because the kernel counts processes by user
+        candidate = 20000 + jail.pid % 40000  # one for each server, because the kernel counts processes by user
         os.setresgid(candidate, candidate, 0)
         os.setresuid(candidate, candidate, 0)
-        os.setresuid(0, 0, 0)
-        os.setresgid(0, 0, 0)
+        try:
+            open(os.__file__).close()  # an interpreter under /root may be out of its reach
+        finally:
+            os.setresuid(0, 0, 0)
+            os.setresgid(0, 0, 0)
         jail.user = candidate
 
     def seccomp() -> None:
@@ -621,9 +645,8 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
         jail.namespace = os.open("self/ns/pid", os.O_RDONLY, dir_fd=jail.proc)
         jail.signals_confined = True
     jail.pid = int(os.readlink("self", dir_fd=jail.proc))
-    if jail.on("mount namespace"):
-        attempt("private file system", file_system)
-        attempt("fresh /proc", mount, "proc", "/proc", 14)
+    attempt("private file system", file_system)
+    attempt("fresh /proc", fresh_proc)
     if jail.on("fresh /proc"):
         jail.proc = os.open("/proc", os.O_RDONLY)
     if not user:
