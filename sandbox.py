@@ -449,7 +449,8 @@ finit_module 313 273 delete_module 176 106 kexec_load 246 104 kexec_file_load 32
 swapon 167 224 swapoff 168 225 quotactl 179 60 quotactl_fd 443 443 sethostname 170 161 setdomainname 171 162
 settimeofday 164 170 clock_settime 227 112 adjtimex 159 171 clock_adjtime 305 266 name_to_handle_at 303 264
 open_by_handle_at 304 265 syslog 103 116 personality 135 92 fanotify_init 300 262 vhangup 153 58 iopl 172 -1
-ioperm 173 -1 chmod 90 -1 fchmod 91 52 fchmodat 268 53 fchmodat2 452 452 chown 92 -1 fchown 93 55 lchown 94 -1
+ioperm 173 -1 setpriority 141 140 sched_setaffinity 203 122 sched_setparam 142 118 sched_setscheduler 144 119
+sched_setattr 314 274 ioprio_set 251 30 migrate_pages 256 238 move_pages 279 239 chmod 90 -1 fchmod 91 52 fchmodat 268 53 fchmodat2 452 452 chown 92 -1 fchown 93 55 lchown 94 -1
 fchownat 260 54 setxattr 188 5 lsetxattr 189 6 fsetxattr 190 7 setxattrat 463 463 removexattr 197 14
 lremovexattr 198 15 fremovexattr 199 16 utime 132 -1 utimes 235 -1 futimesat 261 -1 utimensat 280 88
 """

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -221,7 +222,10 @@ def call(*arguments):
 def read(path): return open(path, 'rb').read(100) or False
 def write(path):
     with open(path, 'w') as f: f.write('attack')
-others = [int(p) for p in os.listdir('/proc') if p.isdigit() and int(p) != os.getpid()] if os.path.isdir('/proc') else []
+try:
+    others = [int(p) for p in os.listdir('/proc') if p.isdigit() and int(p) != os.getpid()]
+except OSError:  # it is out of reach: then those that were started before
+    others = list(range(max(1, os.getpid() - 30), os.getpid()))
 others += [os.getppid()] if os.getppid() else []
 others += [BYSTANDER]
 """
@@ -301,19 +305,26 @@ HARMS = {
 }
 STATE = """
 import builtins, decimal, json, os, random, signal, sys
+def processes():  # besides the server, the zygote and this one
+    try:
+        return [p for p in os.listdir('/proc') if p.isdigit()][3:]
+    except OSError:
+        return 0
 seen = [name for name, found in {
     'file': os.listdir('.'), 'environment': 'LEFT' in os.environ, 'builtins': hasattr(builtins, 'left'),
     'module': hasattr(json, 'left'), 'argv': 'left' in sys.argv, 'path': 'left' in sys.path, 'umask': os.umask(0o22) != 0o22,
     'directory': os.path.basename(os.getcwd()) == 'd', 'alarm': signal.getitimer(signal.ITIMER_REAL)[0],
     'handler': signal.getsignal(15) is not signal.SIG_DFL, 'nice': os.nice(0) > 0, 'decimal': decimal.getcontext().prec != 28,
     'input': os.fstat(0).st_size != 2,
-    'processes': [p for p in os.listdir('/proc') if p.isdigit()][3:] if os.path.isdir('/proc/1') and os.getpid() < 999 else 0,
+    'processes': processes(),
 }.items() if found]
 print(seen, random.random() == 0.5)
 open('f', 'w').close(); os.mkdir('d'); os.mkfifo('p'); os.symlink('/', 'l'); os.chdir('d'); open('f', 'w').close()
 os.environ['LEFT'] = 'x'; builtins.left = json.left = 1; sys.argv.append('left'); sys.path.append('left'); os.umask(0)
-signal.signal(15, signal.SIG_IGN); signal.setitimer(signal.ITIMER_REAL, 99); os.nice(3); decimal.getcontext().prec = 5
-os.write(0, b'left in the input'); sys.stdin.close()
+signal.signal(15, signal.SIG_IGN); signal.setitimer(signal.ITIMER_REAL, 99); decimal.getcontext().prec = 5
+sys.stdin.close()
+try: os.write(0, b'left in the input')
+except OSError: pass  # where programs may write no files
 if os.fork() == 0:
     import time
     time.sleep(99)
@@ -338,7 +349,8 @@ class Suite:
         program, function = IoTest("x\n", SECRET), AssertTest(ASSERTS[0])
         jobs = {}
         for name, text in FORGERIES.items():
-            jobs["program", name] = Job(text, (program,), SHORT)
+            timed = EXPECTED.get(name, Verdict.TIMEOUT) == Verdict.TIMEOUT
+            jobs["program", name] = Job(text, (program,), SHORT if timed else replace(SHORT, seconds=8.0))
             jobs["import", name] = Job(f"{text}\ndef f(x): return x", (function,), SHORT, "f")
             inside = f"def f(x):\n  exec({text!r}, {{'__name__': 'g'}})\n  return x"
             jobs["call", name] = Job(inside, (function,), SHORT, "f")
