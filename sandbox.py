@@ -16,13 +16,13 @@ says no more. Reinforcement learning finds every hole in its grader, so the rule
   modules that it imports at its top, and serves its tests. No state passes from test to test.
 
 Layers hold a child back, each probed when a server starts (`Sandbox.layers`): namespaces of its own (user,
-network, ipc, pid, mount; a zygote has one more of pids), where all is read-only but a private tmpfs, its home,
-emptied after each test, and /proc shows the sandbox alone; a user without rights, another one for each server,
-where we are root; no capabilities, no new privileges; Landlock (reads what is installed, writes its home,
-signals nobody outside, no TCP); a seccomp filter (no sockets, ptrace, mounts, namespaces, keyrings, ...);
-limits of address space, file size, open files, processes, stack; a clean environment, its own session. Memory
-is that of the whole process tree, looked at 20 times a second. When a test ends, its tree is killed: by one
-signal to the pid namespace, else by walks over /proc.
+network, ipc, pid, mount; a zygote has one more of pids), where all is read-only but a private tmpfs, its
+home, emptied after each test, and /proc shows the sandbox alone; a user without rights, another one for each
+server, where we are root; no capabilities, no new privileges; Landlock (reads what is installed, writes its
+home, signals nobody outside, no TCP); a seccomp filter (no sockets, ptrace, mounts, namespaces, keyrings,
+...); limits of address space, file size, open files, processes, stack; a clean environment, its own session.
+Memory is that of the whole process tree, looked at 20 times a second. When a test ends, its tree is killed:
+by one signal to the pid namespace, else by walks over /proc.
 
 Not covered: holes in the kernel; memory-safety bugs of CPython's compiler, which reads a program with several
 tests in its zygote, held by the namespaces alone; what a tree allocates in 50 ms; what the time that others
@@ -64,28 +64,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 RPC_BYTES, RPC_DEPTH = 16 << 20, 200  # longest message between judge and program, deepest nesting of a value
-SHOWN, STDOUT_SHOWN = (
-    2000,
-    1 << 16,
-)  # characters of a value or a traceback, and of standard output, in a result
+SHOWN, STDOUT_SHOWN = 2000, 1 << 16  # characters of a value or a traceback, and of an output, in a result
 FILE_BYTES = 64 << 20  # of all files of a program together
 PROCESSES = 64  # and threads of one test
 SLOW_SECONDS = 0.5  # a test that takes longer no longer counts as one of the busy workers
 WATCH_SECONDS = 0.05  # how often the memory of a process tree is looked at
 LOADED_EARLY = (
-    "bisect collections copy datetime decimal fractions functools heapq itertools math operator random re"
+    "bisect collections copy datetime decimal fractions heapq itertools math random re string".split()
 )
-NEVER_LOADED_EARLY = {
-    "antigravity",
-    "idlelib",
-    "lib2to3",
-    "site",
-    "test",
-    "this",
-    "tkinter",
-    "turtle",
-    "turtledemo",
-}
+NEVER_LOADED_EARLY = "antigravity idlelib lib2to3 site test this tkinter turtle turtledemo".split()
 
 
 class Verdict(StrEnum):
@@ -152,7 +139,7 @@ class Job:
 
 
 def outputs_match(got: str, expected: str) -> bool:
-    """CodeContests' own rule: same number of words, each pair equal but for case, or numbers closer than 1e-5."""
+    """CodeContests' own rule: as many words, each pair equal but for case, or numbers closer than 1e-5."""
     ours, theirs = got.lower().split(), expected.lower().split()
     if len(ours) != len(theirs):
         return False
@@ -209,7 +196,7 @@ def _receive(channel: socket.socket, limit: int = 1 << 30, most: int = 0) -> tup
 
 
 def _pack(value: object, depth: int = 0) -> object:
-    """Plain data as JSON; raises TypeError for all else. Exact types: a subclass could lie about what it is."""
+    """Plain data as JSON; TypeError for all else. Exact types: a subclass could lie about what it is."""
     kind = type(value)
     if value is None or kind in (bool, str):
         return value
@@ -438,40 +425,34 @@ _machine = {"x86_64": 0, "aarch64": 1}.get(os.uname().machine)  # the column of 
 SYSTEM_DIRECTORIES = ["bin", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr"]
 AUDIT_ARCHITECTURE = (0xC000003E, 0xC00000B7)
 CLOSED_CALLS = """
-ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271 kcmp 312 272 pidfd_getfd 438 438 mount 165 40
-pidfd_send_signal 424 424 process_madvise 440 440 process_mrelease 448 448 socket 41 198 connect 42 203 bind 49 200
-umount2 166 39 pivot_root 155 41 chroot 161 51 open_tree 428 428 move_mount 429 429 fsopen 430 430 fsconfig 431 431
-fsmount 432 432 fspick 433 433 mount_setattr 442 442 open_tree_attr 467 467 unshare 272 97 setns 308 268
-add_key 248 217 request_key 249 218 keyctl 250 219 bpf 321 280 perf_event_open 298 241 userfaultfd 323 282
-io_uring_setup 425 425 io_uring_enter 426 426 io_uring_register 427 427 memfd_create 319 279 memfd_secret 447 447
-shmget 29 194 shmat 30 196 shmctl 31 195 semget 64 190 msgget 68 186 mq_open 240 180 init_module 175 105
-finit_module 313 273 delete_module 176 106 kexec_load 246 104 kexec_file_load 320 294 reboot 169 142 acct 163 89
-swapon 167 224 swapoff 168 225 quotactl 179 60 quotactl_fd 443 443 sethostname 170 161 setdomainname 171 162
-settimeofday 164 170 clock_settime 227 112 adjtimex 159 171 clock_adjtime 305 266 name_to_handle_at 303 264
+ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271 kcmp 312 272 pidfd_getfd 438 438
+mount 165 40 pidfd_send_signal 424 424 process_madvise 440 440 process_mrelease 448 448 socket 41 198
+connect 42 203 bind 49 200 umount2 166 39 pivot_root 155 41 chroot 161 51 open_tree 428 428 move_mount 429 429
+fsopen 430 430 fsconfig 431 431 fsmount 432 432 fspick 433 433 mount_setattr 442 442 open_tree_attr 467 467
+unshare 272 97 setns 308 268 add_key 248 217 request_key 249 218 keyctl 250 219 bpf 321 280
+perf_event_open 298 241 userfaultfd 323 282 io_uring_setup 425 425 io_uring_enter 426 426
+io_uring_register 427 427 memfd_create 319 279 memfd_secret 447 447 shmget 29 194 shmat 30 196 shmctl 31 195
+semget 64 190 msgget 68 186 mq_open 240 180 init_module 175 105 finit_module 313 273 delete_module 176 106
+kexec_load 246 104 kexec_file_load 320 294 reboot 169 142 acct 163 89 swapon 167 224 swapoff 168 225
+quotactl 179 60 quotactl_fd 443 443 sethostname 170 161 setdomainname 171 162 settimeofday 164 170
+clock_settime 227 112 adjtimex 159 171 clock_adjtime 305 266 name_to_handle_at 303 264
 open_by_handle_at 304 265 syslog 103 116 personality 135 92 fanotify_init 300 262 vhangup 153 58 iopl 172 -1
 ioperm 173 -1 setpriority 141 140 sched_setaffinity 203 122 sched_setparam 142 118 sched_setscheduler 144 119
-sched_setattr 314 274 ioprio_set 251 30 migrate_pages 256 238 move_pages 279 239 chmod 90 -1 fchmod 91 52 fchmodat 268 53 fchmodat2 452 452 chown 92 -1 fchown 93 55 lchown 94 -1
-fchownat 260 54 setxattr 188 5 lsetxattr 189 6 fsetxattr 190 7 setxattrat 463 463 removexattr 197 14
-lremovexattr 198 15 fremovexattr 199 16 utime 132 -1 utimes 235 -1 futimesat 261 -1 utimensat 280 88
+sched_setattr 314 274 ioprio_set 251 30 migrate_pages 256 238 move_pages 279 239 chmod 90 -1 fchmod 91 52
+fchmodat 268 53 fchmodat2 452 452 chown 92 -1 fchown 93 55 lchown 94 -1 fchownat 260 54 setxattr 188 5
+lsetxattr 189 6 fsetxattr 190 7 setxattrat 463 463 removexattr 197 14 lremovexattr 198 15 fremovexattr 199 16
+utime 132 -1 utimes 235 -1 futimesat 261 -1 utimensat 280 88
 """
 ALLOW, REFUSE, MISSING, ANY = 0x7FFF0000, 0x50001, 0x50026, 0xFFFFFFFF  # refuse: EPERM; missing: ENOSYS
-CHECKED_CALLS = (  # number, argument, its bits looked at, value, what then, what else (None: other rules decide)
+CHECKED_CALLS = (  # number, argument, its bits looked at, value, what then, what else (None: other rules)
     ((435, 435), 0, 0, 0, MISSING, None),  # clone3 hides its flags in memory; the C library then uses clone
     ((56, 220), 0, 0x7E020080, 0, ALLOW, REFUSE),  # clone: no new namespaces
     ((302, 261), 0, ANY, 0, ALLOW, REFUSE),  # prlimit64: of oneself
     ((53, 199), 1, 15, 1, ALLOW, REFUSE),  # socketpair: streams; another kind could be connected elsewhere
     *(((72, 25), 1, ANY, command, REFUSE, None) for command in (8, 10, 15)),  # fcntl: signals by F_SETOWN
-    *(
-        ((16, 29), 1, ANY, command, REFUSE, None) for command in (0x5412, 0x541C)
-    ),  # ioctl: typing on a terminal
+    *(((16, 29), 1, ANY, command, REFUSE, None) for command in (0x5412, 0x541C)),  # ioctl: typing
 )
-SIGNAL_CALLS = (
-    (62, 129),
-    (234, 131),
-    (200, 130),
-    (129, 138),
-    (297, 240),
-)  # kill, tgkill, tkill, rt_(tg)sigqueueinfo
+SIGNAL_CALLS = ((62, 129), (234, 131), (200, 130), (129, 138), (297, 240))  # kill, ..., rt_tgsigqueueinfo
 NEW_MOUNTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NETWORK = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 36, 38
 
@@ -556,7 +537,7 @@ def _landlock(jail: _Jail, readable: Sequence[str]) -> None:
 
 
 def _isolate(home: str, readable: Sequence[str]) -> _Jail:
-    """Put this server into what the kernel and the user allow, with a fork in the middle (of a pid namespace)."""
+    """Put this server into what the kernel and the user allow; a pid namespace takes a fork on the way."""
     jail = _Jail(home, os.open("/proc", os.O_RDONLY), {})
     user, group = os.getuid(), os.getgid()
 
@@ -612,7 +593,9 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
         mount("proc", "/proc", 14)
 
     def other_user() -> None:
-        candidate = 20000 + jail.pid % 40000  # one for each server, because the kernel counts processes by user
+        candidate = (
+            20000 + jail.pid % 40000
+        )  # one for each server, because the kernel counts processes by user
         os.setresgid(candidate, candidate, 0)
         os.setresuid(candidate, candidate, 0)
         try:
@@ -768,7 +751,7 @@ def _one_test(
     """Fork a child for one test, hold it to its limits, and report how it ended.
 
     Args:
-        given: descriptors: standard input, then the program (unless `code` has it), then the channel of calls.
+        given: descriptors: standard input, the program (unless `code` has it), the channel of calls.
         code: the compiled program, in a zygote.
     Returns: the report. The captured output is in jail.buffers.
     """
@@ -876,7 +859,7 @@ def _load_early(source: str) -> None:
 def _serve_program(channel: socket.socket, jail: _Jail, message: dict, program: int) -> None:
     """A zygote's life: compile the program within its limits, and serve its tests."""
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    code, reply = None, {"error": "", "out_of_memory": False}
+    code, reply = None, {"error": ""}
     jail.buffers = ()  # the server's were not forked
     try:
         source = _contents(program)
@@ -885,7 +868,8 @@ def _serve_program(channel: socket.socket, jail: _Jail, message: dict, program: 
             code = _compile(source)
             _load_early(source)
         except BaseException as error:
-            reply = {"error": candidate_traceback(error), "out_of_memory": isinstance(error, MemoryError)}
+            verdict = Verdict.OUT_OF_MEMORY if isinstance(error, MemoryError) else Verdict.EXCEPTION
+            reply = {"verdict": verdict.value, "error": candidate_traceback(error)}
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         gc.freeze()
         _send(channel, reply)
@@ -926,7 +910,7 @@ def _serve(channel: socket.socket, jail: _Jail, code: types.CodeType | None = No
 
 
 def _keep(channel: socket.socket, site_packages: list[str]) -> None:
-    """The keeper's life: load what programs need, and fork a server for each channel that the caller sends."""
+    """The keeper's life: load what programs need, and fork a server for each channel that it is sent."""
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C is for the caller, whose end is ours
@@ -935,7 +919,7 @@ def _keep(channel: socket.socket, site_packages: list[str]) -> None:
         pass
     os.close(spare)
     sys.path += site_packages
-    for name in LOADED_EARLY.split():
+    for name in LOADED_EARLY:
         __import__(name)
     readable = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime"]
     readable += ["/dev/zero", "/dev/random", "/dev/urandom", sys.base_prefix, *site_packages]
@@ -954,6 +938,7 @@ def _keep(channel: socket.socket, site_packages: list[str]) -> None:
                     channel.close()
                     jail = _isolate(home, readable)
                     os.environ |= {"HOME": home, "TMPDIR": home}
+                    tempfile.tempdir = home
                     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
                     theirs = socket.socket(fileno=descriptor)
                     _send(theirs, {"layers": jail.layers, "pid": jail.pid})
@@ -1004,7 +989,7 @@ def _contents(memory_file: int) -> str:
 
 
 def _reply(channel: socket.socket, seconds: float, slow: Callable[[], None]) -> dict:
-    """The next reply, and the outputs that follow a report. Raises TimeoutError, EOFError; calls `slow` if so."""
+    """The next reply, with the outputs that follow a report. Calls `slow` while it waits for long."""
     deadline = time.monotonic() + seconds
     poller = select.poll()
     poller.register(channel, select.POLLIN)
@@ -1028,7 +1013,7 @@ class Sandbox:
         Args:
             workers: tests that run at once; by default one for each core.
             overcommit: a test that has run for half a second does not count any more, lest programs that hang
-                hold up the others, until there are `overcommit` times `workers` of them. They share the cores.
+                hold up the others, up to `overcommit` times `workers` of them. They share the cores.
         """
         self._keeper, theirs = socket.socketpair()
         paths = sysconfig.get_paths()
@@ -1041,21 +1026,17 @@ class Sandbox:
             "--keep",
             str(theirs.fileno()),
         ]
-        self._process = subprocess.Popen(
-            [*command, *{paths["purelib"], paths["platlib"]}],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={
-                "PATH": "/usr/bin:/bin",
-                "LANG": "C.UTF-8",
-                "PYTHONHASHSEED": "0",  # sets of words are in the same order in each run
-                "MALLOC_ARENA_MAX": "2",  # else each thread takes 64 MiB of address space
-                "OMP_NUM_THREADS": "1",
-                "OPENBLAS_NUM_THREADS": "1",
-            },
-        )
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "PYTHONHASHSEED": "0",  # sets of words are in the same order in each run
+            "MALLOC_ARENA_MAX": "2",  # else each thread takes 64 MiB of address space
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        command += {paths["purelib"], paths["platlib"]}
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, **silent)
         theirs.close()
         self._workers = workers or len(os.sched_getaffinity(0))
         self._most = self._workers * (1 + overcommit)
@@ -1166,19 +1147,15 @@ def _run_tests(
     channel, theirs = socket.socketpair()
     try:
         _send(server.channel, about | {"kind": "zygote"}, [theirs.detach(), _memory_file(job.program)])
-        verdict = Verdict.EXCEPTION
         try:
             ready = _reply(channel, limits.seconds, slow)
-            failure = ready["error"]
-            if ready["out_of_memory"]:
-                verdict = Verdict.OUT_OF_MEMORY
         except TimeoutError:
-            verdict, failure = Verdict.TIMEOUT, "the program does not compile within the limit"
+            ready = {"verdict": Verdict.TIMEOUT, "error": "the program does not compile within the limit"}
         except (OSError, EOFError):
-            failure = "the compiler crashed"
+            ready = {"verdict": Verdict.EXCEPTION, "error": "the compiler crashed"}
         for test in tests:
-            if failure:
-                yield TestResult(verdict, traceback=failure)
+            if ready["error"]:
+                yield TestResult(Verdict(ready["verdict"]), traceback=ready["error"])
             else:
                 yield _run_test(job, test, about, channel, [], judge, slow)
     finally:  # also where the reader of this generator stops early

@@ -1,8 +1,8 @@
 """Runs pytest as an unprivileged user: `python tests/as_another_user.py [--no-namespaces] ARGUMENTS`.
 
-Root becomes nobody; directories above the interpreter and the project that nobody may not enter (an interpreter
-under /root) are replaced by open ones, in a mount namespace of our own. With --no-namespaces the kernel also
-refuses to make namespaces and to mount, as it does for a user in many containers.
+Root becomes nobody; directories above the interpreter and the project that nobody may not enter (an
+interpreter under /root) are replaced by open ones, in a mount namespace of our own. With --no-namespaces the
+kernel also refuses to make namespaces and to mount, as it does for a user in many containers.
 """
 
 import ctypes

@@ -5,6 +5,8 @@ assert test's program, and inside the call of its function. A *harm* wants somet
 prints what it got, else "refused". All are queued at once; each test looks at the results of its attack.
 """
 
+# ruff: noqa: E501 (many attacks read best as one line)
+
 import os
 import signal
 import subprocess
