@@ -1,28 +1,35 @@
 """Runs programs that nobody trusts, and says for each test what happened.
 
 Paper: section 2.1 runs generated code on public tests for feedback and on private tests for the reward, and
-says no more. RL finds every hole in its grader, so the rules here are:
+says no more. Reinforcement learning finds every hole in its grader, so the rules here are:
 
-* A verdict is made in this process, from captured output. The program's process holds no expected output, no
-test
-  code and no channel whose bytes are taken for a verdict. Exit codes, printed markers and silence never mean
+* A verdict is made from captured output, in the caller's process. The program's process, and every process
+  that it descends from, never held an expected output, test code, another program or another test's input:
+  these pass by as descriptors of unread memory files. Exit codes, printed markers and silence never mean
   "passed".
 * Assert-style tests run in a *judge* process that never runs the program. There the function under test is a
-proxy: it
-  sends the arguments to the program's process and decodes the answer with a codec of plain data (no pickle).
-* A test costs a fork, not an interpreter: each worker has a server, a small standard-library process (never
-a fork of the
-  process that imported torch), that forks one child a test.
+  proxy: it sends the arguments to the program's process and decodes the answer with a strict codec of plain
+  data (no pickle). A call that got no answer is never "passed", whatever the test makes of it.
+* A test costs a fork, not an interpreter. A *keeper*, a small standard-library process (never a fork of the
+  process that imported torch), forks a *server* for each worker, and a server forks a child for each test.
+  For a program with several tests it first forks a *zygote*, which compiles the program, loads the standard
+  modules that it imports at its top, and serves its tests. No state passes from test to test.
 
-What holds a child back: wall clock, address space, the memory of its whole process tree, captured output,
-file size, number of files and processes (rlimits), no new privileges, a session and a working directory of
-its own, a clean environment, and after each test the death of every process that it started (the server is
-their reaper). Where the kernel and the user allow it, also an unprivileged user, and mount, network and ipc
-namespaces with a private tmpfs as working directory; `python sandbox.py` prints which of these layers are on.
+Layers hold a child back, each probed when a server starts (`Sandbox.layers`): namespaces of its own (user,
+network, ipc, pid, mount; a zygote has one more of pids), where all is read-only but a private tmpfs, its
+home, emptied after each test, and /proc shows the sandbox alone; a user without rights, another one for each
+server, where we are root; no capabilities, no new privileges; Landlock (reads what is installed, writes its
+home, signals nobody outside, no TCP); a seccomp filter (no sockets, ptrace, mounts, namespaces, keyrings,
+...); limits of address space, file size, open files, processes, stack; a clean environment, its own session.
+Memory is that of the whole process tree, looked at 20 times a second. When a test ends, its tree is killed:
+by one signal to the pid namespace, else by walks over /proc.
 
-Not covered: there is no pid namespace, Landlock or seccomp filter yet, so a program can read files that its
-user may read, see other processes and use any system call; what it reads it can print, but not send. Do not
-give it secrets.
+Not covered: holes in the kernel; memory-safety bugs of CPython's compiler, which reads a program with several
+tests in its zygote, held by the namespaces alone; what a tree allocates in 50 ms; what the time that others
+take tells. A program may read all that is installed. Many that hang side by side share the cores, so that one
+that computes for seconds may time out (`overcommit`). Where layers are off, more: an ordinary user whose
+kernel refuses user namespaces *and* Landlock lends a program all that he may read and write. In assert tests
+arguments and results are copies: `is` between them is always false, a change deep in an argument replaces it.
 
 Run alone: `python sandbox.py` prints the layers and runs one program.
 """
@@ -31,8 +38,10 @@ import ast
 import atexit
 import builtins
 import ctypes
+import gc
 import json
 import linecache
+import mmap
 import os
 import queue
 import resource
@@ -43,23 +52,27 @@ import socket
 import struct
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
 
-NOBODY = 65534  # the unprivileged user of a program when we are root
-RPC_BYTES = 16 << 20  # longest message between judge and program
-RPC_DEPTH = 200  # deepest nesting of a value between them
-SHOWN = 2000  # characters of a value in a result
-CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x8000000, 0x10000000, 0x40000000
-MS_REC, MS_PRIVATE = 0x4000, 0x40000
-PR_SET_NO_NEW_PRIVS, PR_SET_CHILD_SUBREAPER = 38, 36
+RPC_BYTES, RPC_DEPTH = 16 << 20, 200  # longest message between judge and program, deepest nesting of a value
+SHOWN, STDOUT_SHOWN = 2000, 1 << 16  # characters of a value or a traceback, and of an output, in a result
+FILE_BYTES = 64 << 20  # of all files of a program together
+PROCESSES = 64  # and threads of one test
+SLOW_SECONDS = 0.5  # a test that takes longer no longer counts as one of the busy workers
+WATCH_SECONDS = 0.05  # how often the memory of a process tree is looked at
+LOADED_EARLY = (
+    "bisect collections copy datetime decimal fractions heapq itertools math random re string".split()
+)
+NEVER_LOADED_EARLY = "antigravity idlelib lib2to3 site test this tkinter turtle turtledemo".split()
 
 
 class Verdict(StrEnum):
@@ -126,9 +139,7 @@ class Job:
 
 
 def outputs_match(got: str, expected: str) -> bool:
-    """CodeContests' own rule: same number of words, each pair equal but for case, or numbers closer than
-    1e-5.
-    """
+    """CodeContests' own rule: as many words, each pair equal but for case, or numbers closer than 1e-5."""
     ours, theirs = got.lower().split(), expected.lower().split()
     if len(ours) != len(theirs):
         return False
@@ -148,42 +159,49 @@ def outputs_match(got: str, expected: str) -> bool:
 
 
 def _send(channel: socket.socket, message: dict, descriptors: Sequence[int] = ()) -> None:
+    """Send a message; descriptors go with it and are closed here."""
     data = json.dumps(message).encode()
-    socket.send_fds(channel, [struct.pack("!Q", len(data))], list(descriptors))
-    channel.sendall(data)
+    data = struct.pack("!Q", len(data)) + data
+    try:
+        sent = socket.send_fds(channel, [data], list(descriptors))
+        channel.sendall(memoryview(data)[sent:])
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
-def _receive(channel: socket.socket, limit: int = 1 << 40) -> tuple[dict | None, list[int]]:
-    """The next message and the descriptors that came with it.
-
-    None where the other side has gone or floods us.
-    """
-    header, descriptors, _, _ = socket.recv_fds(channel, 8, 1)
-    while len(header) < 8:
-        piece = channel.recv(8 - len(header))
-        if not piece:
-            return None, descriptors
-        header += piece
-    (length,) = struct.unpack("!Q", header)
+def _read(channel: socket.socket, length: int) -> bytes:
+    """Exactly so many bytes. Raises EOFError where the other side has gone."""
     data = bytearray()
-    while len(data) < length <= limit:
+    while len(data) < length:
         piece = channel.recv(min(1 << 20, length - len(data)))
         if not piece:
-            return None, descriptors
+            raise EOFError
         data += piece
-    return (json.loads(data) if length <= limit else None), descriptors
+    return bytes(data)
 
 
-def _pack(value, depth: int = 0):
-    """Plain data as JSON.
+def _receive(channel: socket.socket, limit: int = 1 << 30, most: int = 0) -> tuple[dict, list[int]]:
+    """The next message, and the descriptors (`most` at most) that came with it.
 
-    Exact types only: a subclass could lie about what it is. Raises TypeError for all else.
+    Raises EOFError where the other side has gone, ValueError where what it sent is no message or too long.
     """
-    if depth > RPC_DEPTH:
-        raise TypeError(f"a value nested deeper than {RPC_DEPTH} levels")
+    header, descriptors, _, _ = socket.recv_fds(channel, 8, most)
+    if not header:
+        raise EOFError
+    (length,) = struct.unpack("!Q", header + _read(channel, 8 - len(header)))
+    if length > limit:
+        raise ValueError(f"a message of {length} bytes, more than {limit}")
+    return json.loads(_read(channel, length)), descriptors
+
+
+def _pack(value: object, depth: int = 0) -> object:
+    """Plain data as JSON; TypeError for all else. Exact types: a subclass could lie about what it is."""
     kind = type(value)
     if value is None or kind in (bool, str):
         return value
+    if depth > RPC_DEPTH:
+        raise TypeError(f"a value nested deeper than {RPC_DEPTH} levels")
     if kind is int:
         return {"int": hex(value)}
     if kind is float:
@@ -199,22 +217,39 @@ def _pack(value, depth: int = 0):
     raise TypeError(f"a value of type {kind.__name__} is not plain data")
 
 
-def _unpack(packed):
-    """The inverse of `_pack`; raises for anything that `_pack` does not make."""
-    if packed is None or isinstance(packed, (bool, str)):
+def _unpack(packed: object, depth: int = 0) -> object:
+    """The inverse of `_pack`; raises some Exception for anything that `_pack` does not make."""
+    if packed is None or type(packed) in (bool, str):
         return packed
+    if depth > RPC_DEPTH or type(packed) is not dict:
+        raise ValueError("not packed data")
     ((kind, content),) = packed.items()
     if kind == "int":
         return int(content, 16)
     if kind == "float":
         return float.fromhex(content)
     if kind == "complex":
-        return complex(*map(float.fromhex, content))
+        real, imaginary = content
+        return complex(float.fromhex(real), float.fromhex(imaginary))
     if kind == "bytes":
         return bytes.fromhex(content)
+    if type(content) is not list:
+        raise ValueError("not packed data")
     if kind == "dict":
-        return {_unpack(k): _unpack(v) for k, v in content}
-    return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](map(_unpack, content))
+        return {_unpack(key, depth + 1): _unpack(value, depth + 1) for key, value in content}
+    make = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind]
+    return make(_unpack(item, depth + 1) for item in content)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}\n[cut]"
+
+
+def _shown(value: object) -> str:
+    try:
+        return _cut(repr(value), SHOWN)
+    except ValueError:  # an int of more digits than Python converts
+        return f"<{type(value).__name__}, too long to show>"
 
 
 def candidate_traceback(error: BaseException) -> str:
@@ -228,38 +263,54 @@ def candidate_traceback(error: BaseException) -> str:
 # ---- the program's process ---------------------------------------------------------------------------------
 
 
-def _run_program(message: dict, rpc: socket.socket | None) -> int:
+def _compile(source: str) -> types.CodeType:
+    linecache.cache["solution.py"] = (len(source), None, source.splitlines(True), "solution.py")
+    return compile(source, "solution.py", "exec", dont_inherit=True)
+
+
+def _run_program(program: str | types.CodeType, entry_point: str, calls: socket.socket | None) -> int:
     """In the child: run the program, then (assert tests) answer the judge's calls. Returns the exit code."""
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
+    out = sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    module = types.ModuleType("solution" if rpc else "__main__")
+    builtins.exit = builtins.quit = sys.exit  # the site module, which we do without, has them
+    module = types.ModuleType("solution" if calls else "__main__")
     sys.modules[module.__name__] = module
     sys.argv = ["solution.py"]
-    source, exit_code = message["program"], 0
-    linecache.cache["solution.py"] = (len(source), None, source.splitlines(True), "solution.py")
+    exit_code = 0
     try:
-        exec(compile(source, "solution.py", "exec"), module.__dict__)
-        while rpc:
-            call, _ = _receive(rpc)
-            if call is None:
-                break
-            arguments, keywords = _unpack(call["arguments"]), _unpack(call["keywords"])
+        code = _compile(program) if isinstance(program, str) else program
+        exec(code, module.__dict__)
+        while calls:
             try:
-                value = getattr(module, message["entry_point"])(*arguments, **keywords)
-                reply = {"value": _pack(value), "arguments": _pack(arguments)}
+                call, _ = _receive(calls)
+            except EOFError:  # the judge has what it wants
+                out.flush()
+                return 0
+            try:
+                arguments, keywords = given = _unpack(call["given"])
+                value = getattr(module, entry_point)(*arguments, **keywords)
+                reply = {"value": _pack(value), "given": _pack(given)}
+                if len(json.dumps(reply)) > RPC_BYTES:
+                    raise ValueError(f"the result is longer than {RPC_BYTES} bytes")
             except BaseException as error:
-                reply = {"error": type(error).__name__, "traceback": candidate_traceback(error)[-SHOWN:]}
-            _send(rpc, reply)
+                last = traceback.format_exception_only(error)[-1].strip()
+                message = last.partition(": ")[2][:SHOWN]
+                shown = candidate_traceback(error)
+                reply = {"error": type(error).__name__, "message": message, "traceback": shown[-SHOWN:]}
+            _send(calls, reply)
     except SystemExit as stop:
         exit_code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if exit_code and not isinstance(stop.code, int):
+            sys.stderr.write(f"{stop.code}\n")
     except BaseException as error:
-        sys.stderr.write(candidate_traceback(error))
         exit_code = 1
+        sys.stderr.write(candidate_traceback(error))
     try:
         threading._shutdown()  # a program ends when its threads have ended
         atexit._run_exitfuncs()
+        out.flush()
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:
@@ -272,6 +323,8 @@ def _run_program(message: dict, rpc: socket.socket | None) -> int:
 
 class _CandidateError(Exception):
     """The function under test raised; carries its traceback."""
+
+    trace = ""
 
 
 class _CandidateLost(BaseException):
@@ -289,41 +342,61 @@ class _Comparisons(ast.NodeTransformer):
         return ast.copy_location(ast.Expr(call), node)
 
 
-def _judge(message: dict, rpc: socket.socket) -> dict:
+def _error_like(reply: dict) -> _CandidateError:
+    """The program's exception as a test may expect it: also of the builtin type of that name.
+
+    Never an AssertionError: that is how a test says that it has failed.
+    """
+    known = getattr(builtins, str(reply["error"]), None)
+    error = _CandidateError(str(reply["message"]))
+    if isinstance(known, type) and issubclass(known, Exception) and known is not AssertionError:
+        try:
+            made = type(known.__name__, (_CandidateError, known), {"__init__": Exception.__init__})
+            error = made(str(reply["message"]))
+        except TypeError:  # an ExceptionGroup needs more than a message
+            pass
+    error.trace = str(reply["traceback"])
+    return error
+
+
+def _judge(message: dict, calls: socket.socket) -> dict:
     """In the judge's child: run setup and test code with a proxy for the function under test."""
     told = {"call": "", "got": "", "expected": ""}
+    lost = False  # a test that catches everything must not hide that a call had no answer
 
     def candidate(*arguments, **keywords):
-        listed = [*map(repr, arguments), *(f"{name}={value!r}" for name, value in keywords.items())]
-        told["call"] = f"{message['entry_point']}({', '.join(listed)})"[:SHOWN]
+        nonlocal lost
+        listed = [*map(_shown, arguments), *(f"{name}={_shown(value)}" for name, value in keywords.items())]
+        told["call"] = _cut(f"{message['entry_point']}({', '.join(listed)})", SHOWN)
         told["got"] = told["expected"] = ""
+        request = {"given": _pack((arguments, keywords))}  # a TypeError here is the test's own
         try:
-            _send(rpc, {"arguments": _pack(arguments), "keywords": _pack(keywords)})
-            reply, _ = _receive(rpc, RPC_BYTES)
+            _send(calls, request)
+            reply, _ = _receive(calls, RPC_BYTES)
             if "error" in reply:
-                text = str(reply["traceback"])
-                known = getattr(builtins, str(reply["error"]), None)
-                error = _CandidateError
-                if isinstance(known, type) and issubclass(known, Exception) and known is not AssertionError:
-                    error = type(known.__name__, (_CandidateError, known), {"__init__": Exception.__init__})
+                error = _error_like(reply)
             else:
-                value, after = _unpack(reply["value"]), _unpack(reply["arguments"])
-                for ours, theirs in zip(arguments, after, strict=True):
+                value = _unpack(reply["value"])
+                after, named = _unpack(reply["given"])
+                for name in keywords:
+                    after += (named[name],)
+                for ours, theirs in zip([*arguments, *keywords.values()], after, strict=True):
                     if type(ours) is list is type(theirs):
                         ours[:] = theirs
                     elif type(ours) in (dict, set) and type(theirs) is type(ours):
                         ours.clear()
                         ours.update(theirs)
         except Exception as failure:
+            lost = True
             raise _CandidateLost from failure
         if "error" in reply:
-            raise error(text)
-        told["got"] = repr(value)[:SHOWN]
+            raise error
+        told["got"] = _shown(value)
         return value
 
     def compare(got, expected):
         if not got == expected:
-            told["got"], told["expected"] = repr(got)[:SHOWN], repr(expected)[:SHOWN]
+            told["got"], told["expected"] = _shown(got), _shown(expected)
             raise AssertionError
 
     try:
@@ -332,263 +405,653 @@ def _judge(message: dict, rpc: socket.socket) -> dict:
         namespace |= {"candidate": candidate, message["entry_point"]: candidate}
         tree = ast.fix_missing_locations(_Comparisons().visit(ast.parse(message["code"])))
         exec(compile(tree, "test.py", "exec"), namespace)
-        return {"verdict": Verdict.PASSED.value} | told
+        said = {"verdict": Verdict.PASSED.value}
     except AssertionError:
-        return {"verdict": Verdict.WRONG_ANSWER.value} | told
+        said = {"verdict": Verdict.WRONG_ANSWER.value}
     except _CandidateError as error:
-        return {"verdict": Verdict.EXCEPTION.value, "traceback": str(error)} | told
-    except _CandidateLost:
-        return {"verdict": ""} | told
+        memory = isinstance(error, MemoryError)
+        said = {"verdict": Verdict.OUT_OF_MEMORY.value if memory else Verdict.EXCEPTION.value}
+        said["traceback"] = error.trace
     except BaseException as error:  # the test could not work with what it was given
         text = "".join(traceback.format_exception_only(error))
-        return {"verdict": Verdict.EXCEPTION.value, "traceback": text[-SHOWN:]} | told
+        said = {"verdict": Verdict.EXCEPTION.value, "traceback": text[-SHOWN:]}
+    return (told | said) if not lost else (told | {"verdict": ""})
 
 
-# ---- the server: one child a test --------------------------------------------------------------------------
+# ---- layers ------------------------------------------------------------------------------------------------
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_machine = {"x86_64": 0, "aarch64": 1}.get(os.uname().machine)  # the column of what follows
+SYSTEM_DIRECTORIES = ["bin", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr"]
+AUDIT_ARCHITECTURE = (0xC000003E, 0xC00000B7)
+CLOSED_CALLS = """
+ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271 kcmp 312 272 pidfd_getfd 438 438
+mount 165 40 pidfd_send_signal 424 424 process_madvise 440 440 process_mrelease 448 448 socket 41 198
+connect 42 203 bind 49 200 umount2 166 39 pivot_root 155 41 chroot 161 51 open_tree 428 428 move_mount 429 429
+fsopen 430 430 fsconfig 431 431 fsmount 432 432 fspick 433 433 mount_setattr 442 442 open_tree_attr 467 467
+unshare 272 97 setns 308 268 add_key 248 217 request_key 249 218 keyctl 250 219 bpf 321 280
+perf_event_open 298 241 userfaultfd 323 282 io_uring_setup 425 425 io_uring_enter 426 426
+io_uring_register 427 427 memfd_create 319 279 memfd_secret 447 447 shmget 29 194 shmat 30 196 shmctl 31 195
+semget 64 190 msgget 68 186 mq_open 240 180 init_module 175 105 finit_module 313 273 delete_module 176 106
+kexec_load 246 104 kexec_file_load 320 294 reboot 169 142 acct 163 89 swapon 167 224 swapoff 168 225
+quotactl 179 60 quotactl_fd 443 443 sethostname 170 161 setdomainname 171 162 settimeofday 164 170
+clock_settime 227 112 adjtimex 159 171 clock_adjtime 305 266 name_to_handle_at 303 264
+open_by_handle_at 304 265 syslog 103 116 personality 135 92 fanotify_init 300 262 vhangup 153 58 iopl 172 -1
+ioperm 173 -1 setpriority 141 140 sched_setaffinity 203 122 sched_setparam 142 118 sched_setscheduler 144 119
+sched_setattr 314 274 ioprio_set 251 30 migrate_pages 256 238 move_pages 279 239 chmod 90 -1 fchmod 91 52
+fchmodat 268 53 fchmodat2 452 452 chown 92 -1 fchown 93 55 lchown 94 -1 fchownat 260 54 setxattr 188 5
+lsetxattr 189 6 fsetxattr 190 7 setxattrat 463 463 removexattr 197 14 lremovexattr 198 15 fremovexattr 199 16
+utime 132 -1 utimes 235 -1 futimesat 261 -1 utimensat 280 88
+"""
+ALLOW, REFUSE, MISSING, ANY = 0x7FFF0000, 0x50001, 0x50026, 0xFFFFFFFF  # refuse: EPERM; missing: ENOSYS
+CHECKED_CALLS = (  # number, argument, its bits looked at, value, what then, what else (None: other rules)
+    ((435, 435), 0, 0, 0, MISSING, None),  # clone3 hides its flags in memory; the C library then uses clone
+    ((56, 220), 0, 0x7E020080, 0, ALLOW, REFUSE),  # clone: no new namespaces
+    ((302, 261), 0, ANY, 0, ALLOW, REFUSE),  # prlimit64: of oneself
+    ((53, 199), 1, 15, 1, ALLOW, REFUSE),  # socketpair: streams; another kind could be connected elsewhere
+    *(((72, 25), 1, ANY, command, REFUSE, None) for command in (8, 10, 15)),  # fcntl: signals by F_SETOWN
+    *(((16, 29), 1, ANY, command, REFUSE, None) for command in (0x5412, 0x541C)),  # ioctl: typing
+)
+SIGNAL_CALLS = ((62, 129), (234, 131), (200, 130), (129, 138), (297, 240))  # kill, ..., rt_tgsigqueueinfo
+NEW_MOUNTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NETWORK = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 36, 38
 
 
-def _descendants(root: int) -> list[int]:
-    """Process ids below `root`."""
-    parents: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    parent = int(file.read().rpartition(b")")[2].split()[1])
-            except OSError:
-                continue
-            parents.setdefault(parent, []).append(int(name))
-    found, frontier = [], [root]
-    while frontier:
-        children = parents.get(frontier.pop(), [])
-        found += children
-        frontier += children
-    return found
+@dataclass
+class _Jail:
+    """What a server has prepared for its children."""
+
+    home: str  # working directory of programs
+    proc: int  # descriptor of /proc: our own, or else the machine's
+    layers: dict[str, str]  # name -> "on" or "off: reason"
+    pid: int = 0  # of the server, as the caller sees it
+    namespace: int | None = None  # descriptor of our pid namespace
+    user: int | None = None  # whom programs run as, where that is not us
+    processes: int = PROCESSES  # that the user may have
+    ruleset: int | None = None  # of Landlock
+    signals_confined: bool = False  # by a pid namespace or by Landlock
+    buffers: tuple[mmap.mmap, ...] = ()  # for captured output
+
+    def on(self, layer: str) -> bool:
+        return self.layers.get(layer) == "on"
 
 
-def _reap() -> None:
-    """Kill every process below this server until none is left; orphans have become its own children."""
-    while True:
+def _system(result: int) -> int:
+    """The result of a system call; raises OSError where it failed."""
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def _seccomp_filter(only_process: int | None) -> ctypes.Structure:
+    """The filter of system calls, a program for the kernel's little machine.
+
+    Args:
+        only_process: signals may go to this process only; None: to all that the other layers let it see.
+    """
+    load, equal, greater, mask, give = 0x20, 0x15, 0x25, 0x54, 0x06
+    number, architecture, arguments = (load, 0, 0, 0), (load, 0, 0, 4), 16
+    code = [architecture, (equal, 1, 0, AUDIT_ARCHITECTURE[_machine]), (give, 0, 0, REFUSE)]
+    code += [number, (greater, 0, 1, 0x3FFFFFFF), (give, 0, 0, REFUSE)]  # x32 would have other numbers
+    checked = list(CHECKED_CALLS)
+    if only_process is not None:
+        checked += [(calls, 0, ANY, only_process, ALLOW, REFUSE) for calls in SIGNAL_CALLS]
+    for calls, argument, bits, value, then, other in checked:
+        last = number if other is None else (give, 0, 0, other)
+        steps = [
+            (load, 0, 0, arguments + 8 * argument),
+            (mask, 0, 0, bits),
+            (equal, 0, 1, value),
+            (give, 0, 0, then),
+            last,
+        ]
+        code += [(equal, 0, len(steps), calls[_machine]), *steps]
+    for call in map(int, CLOSED_CALLS.split()[1 + _machine :: 3]):
+        if call >= 0:
+            code += [(equal, 0, 1, call), (give, 0, 0, REFUSE)]
+    code.append((give, 0, 0, ALLOW))
+
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]
+
+    return Program(len(code), b"".join(struct.pack("HBBI", *step) for step in code))
+
+
+def _landlock(jail: _Jail, readable: Sequence[str]) -> None:
+    """Make the ruleset that lets a program read what is installed and write its home."""
+    version = _system(_libc.syscall(444, None, 0, 1))
+    rights = (
+        1 << (13 + (version > 1) + (version > 2))
+    ) - 1  # later rights are of devices, which nobody reaches
+    fields = [rights, *[3] * (version > 3), *[3] * (version > 5)]  # TCP; abstract sockets and signals
+    attributes = struct.pack(f"{len(fields)}Q", *fields)
+    jail.ruleset = _system(_libc.syscall(444, attributes, len(attributes), 0))
+    jail.signals_confined |= version > 5
+    read, file_rights = 0b1101, 0x4007  # execute, read files and directories; what a file can be given
+    for path, wanted in [(jail.home, rights), ("/dev/null", 6), *((path, read) for path in readable)]:
+        if os.path.exists(path):
+            place = os.open(path, os.O_PATH)
+            allowed = wanted & rights & (rights if os.path.isdir(path) else file_rights)
+            _system(_libc.syscall(445, jail.ruleset, 1, struct.pack("=Qi", allowed, place), 0))
+            os.close(place)
+
+
+def _isolate(home: str, readable: Sequence[str]) -> _Jail:
+    """Put this server into what the kernel and the user allow; a pid namespace takes a fork on the way."""
+    jail = _Jail(home, os.open("/proc", os.O_RDONLY), {})
+    user, group = os.getuid(), os.getgid()
+
+    def attempt(layer: str, action: Callable, *arguments: object) -> None:
         try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            for process in _descendants(os.getpid()):
+            action(*arguments)
+            jail.layers[layer] = "on"
+        except OSError as error:
+            jail.layers[layer] = f"off: {error.strerror}"
+
+    def in_own_mounts() -> None:
+        if not jail.on("mount namespace"):
+            raise OSError(1, "it needs a mount namespace")
+
+    def unshare(kind: int) -> None:
+        _system(_libc.unshare(kind))
+
+    def mount(kind: str, target: str, flags: int, options: str = "", source: str = "none") -> None:
+        words = [word.encode() for word in (source, target, kind, options)]
+        _system(_libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]))
+
+    def user_namespace() -> None:
+        unshare(NEW_USER)
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+
+    def file_system() -> None:
+        in_own_mounts()
+        mount("", "/", 0x44000)  # private: what follows is seen by nobody else
+        masked = [top.path for top in os.scandir("/") if top.is_dir(follow_symlinks=False)]
+        masked = [top for top in masked if top[1:] not in SYSTEM_DIRECTORIES]
+        inside = [path for path in readable if os.path.exists(path) and "/" + path.split("/")[1] in masked]
+        held = {path: os.open(path, os.O_PATH) for path in inside}
+        for top in masked:
+            mount("tmpfs", top, 6, "size=1m,mode=755")
+        for path, place in held.items():
+            if not os.path.exists(path):  # it may be inside another
+                os.makedirs(path)
+                mount("", path, 0x5000, source=f"/proc/self/fd/{place}")
+            os.close(place)
+        os.makedirs(home)
+        read_only_no_setuid = struct.pack("4Q", 3, 0, 0, 0)
+        _system(_libc.syscall(442, -1, b"/", 0x8000, read_only_no_setuid, 32))  # all mounts
+        mount("tmpfs", home, 6, f"size={FILE_BYTES},nr_inodes=16384,mode=777")
+
+    def fresh_proc() -> None:
+        in_own_mounts()
+        mount("proc", "/proc", 14)
+
+    def other_user() -> None:
+        candidate = (
+            20000 + jail.pid % 40000
+        )  # one for each server, because the kernel counts processes by user
+        os.setresgid(candidate, candidate, 0)
+        os.setresuid(candidate, candidate, 0)
+        try:
+            open(os.__file__).close()  # an interpreter under /root may be out of its reach
+        finally:
+            os.setresuid(0, 0, 0)
+            os.setresgid(0, 0, 0)
+        jail.user = candidate
+
+    def seccomp() -> None:
+        if _machine is None:
+            raise OSError(0, f"no table of system calls for {os.uname().machine}")
+        _system(_libc.syscall((317, 277)[_machine], 2, 0, struct.pack("I", 0x50000)))
+
+    if user:
+        attempt("user namespace", user_namespace)
+        if not jail.on("user namespace"):  # then the limit counts all that this user runs anywhere
+            for pid in filter(str.isdigit, os.listdir("/proc")):
                 try:
-                    os.kill(process, signal.SIGKILL)
+                    if os.stat(f"/proc/{pid}").st_uid == user:
+                        jail.processes += len(os.listdir(f"/proc/{pid}/task"))
                 except OSError:
                     pass
+    attempt("network namespace", unshare, NEW_NETWORK)
+    attempt("ipc namespace", unshare, NEW_IPC)
+    attempt("mount namespace", unshare, NEW_MOUNTS)
+    attempt("pid namespace", unshare, NEW_PIDS)
+    if jail.on("pid namespace"):
+        if os.fork():
+            os._exit(0)  # the child is the namespace's first process; the keeper inherits it
+        jail.namespace = os.open("self/ns/pid", os.O_RDONLY, dir_fd=jail.proc)
+        jail.signals_confined = True
+    jail.pid = int(os.readlink("self", dir_fd=jail.proc))
+    attempt("private file system", file_system)
+    attempt("fresh /proc", fresh_proc)
+    if jail.on("fresh /proc"):
+        jail.proc = os.open("/proc", os.O_RDONLY)
+    if not user:
+        attempt("unprivileged user", other_user)
+    attempt("no new privileges", lambda: _system(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)))
+    attempt("Landlock", _landlock, jail, [*readable, *["/proc"] * jail.on("fresh /proc")])
+    attempt("seccomp filter", seccomp)
+    _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # else a program of the same user could write our memory
+    return jail
 
 
-def _resident_bytes(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
-
-
-def _enter_child(message: dict, descriptors: list[int], home: str) -> socket.socket | None:
-    """In the fresh child: descriptors 0, 1, 2 and perhaps the call channel, nothing else.
-
-    Limits; another user.
-    """
+def _enter_child(jail: _Jail, message: dict, descriptors: Sequence[int]) -> None:
+    """In the fresh child: take on every limit, and keep no descriptor but these, as 0, 1, 2 and perhaps 3."""
     os.setsid()
+    if jail.ruleset is not None:
+        _system(_libc.syscall(446, jail.ruleset, 0))
     for target, source in enumerate(descriptors):
-        os.dup2(source, target)  # the server keeps 0 to 3 reserved: no source is overwritten before its turn
-    os.closerange(len(descriptors), 1 << 16)
-    for name in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(name, signal.SIG_DFL)
-    os.chdir(home)
-    os.environ.clear()
-    os.environ.update(HOME=home, TMPDIR=home, PATH="/usr/bin:/bin", LANG="C.UTF-8", OMP_NUM_THREADS="1")
-    memory = message["memory_bytes"]
-    for what, soft in (
-        (resource.RLIMIT_AS, memory + (64 << 20)),  # the interpreter's own share
-        (resource.RLIMIT_FSIZE, 64 << 20),
+        os.dup2(source, target)  # the keeper keeps 0 to 7 taken: no source is overwritten before its turn
+    os.closerange(len(descriptors), 1 << 20)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.chdir(jail.home)
+    for what, most in (
+        (resource.RLIMIT_AS, message["memory"] + FILE_BYTES),  # the interpreter's own share
+        (
+            resource.RLIMIT_FSIZE,
+            FILE_BYTES if jail.on("private file system") else 0,
+        ),  # lest it fills the disk
         (resource.RLIMIT_NOFILE, 256),
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NPROC, 64),
-        (resource.RLIMIT_CPU, int(message["seconds"]) + 2),
+        (resource.RLIMIT_NPROC, jail.processes),
+        (resource.RLIMIT_STACK, 64 << 20),
+        (resource.RLIMIT_MEMLOCK, 0),
     ):
-        resource.setrlimit(what, (soft, soft))
-    if os.getuid() == 0 and message["drop"]:
+        resource.setrlimit(what, (most, most))
+    if jail.user is not None:
         os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-    ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    return socket.socket(fileno=3) if len(descriptors) > 3 else None
+        os.setresgid(jail.user, jail.user, jail.user)
+        os.setresuid(jail.user, jail.user, jail.user)
+    _system(_libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))  # no capabilities, whoever we are
+    if jail.on("seccomp filter"):
+        rules = _seccomp_filter(None if jail.signals_confined else os.getpid())
+        _system(_libc.prctl(PR_SET_SECCOMP, 2, ctypes.byref(rules), 0, 0))
 
 
-def _one_test(message: dict, channel_descriptors: list[int], home: str) -> dict:
-    """Fork a child for one test, hold it to its limits, and report how it ended."""
-    stdin = os.memfd_create("stdin")
-    with open(stdin, "wb", closefd=False) as file:
-        file.write(message.get("input", "").encode("utf-8", "surrogateescape"))
-    os.lseek(stdin, 0, os.SEEK_SET)
+# ---- the server --------------------------------------------------------------------------------------------
+
+
+def _about(jail: _Jail, pid: int | str, name: str) -> bytes:
+    """The start of a file about a process; empty where the process has gone."""
+    try:
+        with open(os.open(f"{pid}/{name}", os.O_RDONLY, dir_fd=jail.proc), "rb", buffering=0) as file:
+            return file.read(4096)
+    except OSError:
+        return b""
+
+
+def _tree(jail: _Jail) -> list[int]:
+    """Process ids below this process, as jail.proc has them."""
+    children: dict[int, list[int]] = {}
+    for name in filter(str.isdigit, os.listdir(jail.proc)):
+        if stat := _about(jail, name, "stat"):
+            children.setdefault(int(stat.rpartition(b")")[2].split()[1]), []).append(int(name))
+    found = [int(os.readlink("self", dir_fd=jail.proc))]
+    for pid in found:  # grows as we go
+        found += children.get(pid, [])
+    return found[1:]
+
+
+def _tree_bytes(jail: _Jail, limit: int) -> int:
+    """Memory of the process tree; what forks share counts once where it matters (to find out takes long)."""
+    tree = _tree(jail)
+    resident = [int((_about(jail, pid, "statm").split() or [0, 0])[1]) * mmap.PAGESIZE for pid in tree]
+    if sum(resident) > limit:
+        for place, pid in enumerate(tree):
+            _, found, after = _about(jail, pid, "smaps_rollup").partition(b"Pss:")
+            resident[place] = int(after.split()[0]) * 1024 if found else resident[place]
+    return sum(resident)
+
+
+def _kill_tree(jail: _Jail) -> None:
+    """Kill and reap every process below this one: all orphans have become its children."""
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0]:
+                continue
+        except ChildProcessError:
+            return
+        if os.getpid() == 1:
+            os.kill(-1, signal.SIGKILL)  # the whole pid namespace at once, which no fork can outrun
+            os.waitpid(-1, 0)
+            continue
+        for process in _tree(jail):
+            try:
+                os.kill(process, signal.SIGKILL)
+            except OSError:
+                pass
+
+
+def _empty(home: str) -> None:
+    """Delete all files; pulls nested directories up instead of going down, because there may be thousands."""
+    while entries := list(os.scandir(home)):
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+                continue
+            os.chmod(entry.path, 0o700)
+            for inner in list(os.scandir(entry.path)):
+                if inner.is_dir(follow_symlinks=False):
+                    os.chmod(inner.path, 0o700)  # what we may not write we may not move
+                os.rename(inner.path, f"{home}/{time.monotonic_ns()}")
+            os.rmdir(entry.path)
+
+
+def _one_test(
+    channel: socket.socket, jail: _Jail, message: dict, given: list[int], code: types.CodeType | None
+) -> dict:
+    """Fork a child for one test, hold it to its limits, and report how it ended.
+
+    Args:
+        given: descriptors: standard input, the program (unless `code` has it), the channel of calls.
+        code: the compiled program, in a zygote.
+    Returns: the report. The captured output is in jail.buffers.
+    """
+    limit, is_io = message["output"], message["kind"] == "io"
+    if not jail.buffers or len(jail.buffers[0]) <= limit:
+        jail.buffers = (mmap.mmap(-1, limit + 1), mmap.mmap(-1, limit + 1))
+        for buffer in jail.buffers:
+            buffer.madvise(mmap.MADV_DONTFORK)  # no later child may find what this one printed
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    calls = [] if is_io else given[-1:]
     began = time.perf_counter()
     pid = os.fork()
     if pid == 0:
         exit_code = 1
         try:
-            rpc = _enter_child(message, [stdin, out_end, err_end, *channel_descriptors], home)
-            if "code" in message:
+            program = code or _contents(given[1])
+            _enter_child(jail, message, [given[0], out_end, err_end, *calls])
+            rpc = None if is_io else socket.socket(fileno=3)
+            gc.enable()
+            if message["kind"] == "judge":
                 sys.stdout = sys.stderr = open(os.devnull, "w")
-                os.write(1, json.dumps(_judge(message, rpc)).encode())
+                os.write(1, json.dumps(_judge(json.loads(program), rpc)).encode())
                 exit_code = 0
             else:
-                exit_code = _run_program(message, rpc)
+                exit_code = _run_program(program, message["entry_point"], rpc)
         finally:
             os._exit(exit_code)
-    for descriptor in (stdin, out_end, err_end, *channel_descriptors):
-        os.close(descriptor)
+    os.close(out_end)
+    os.close(err_end)
     exited = os.pidfd_open(pid)
     poller = select.poll()
     for descriptor in (out, err, exited):
         poller.register(descriptor, select.POLLIN)
-    deadline = began + message["seconds"]
-    captured = {out: bytearray(), err: bytearray()}
-    ended, running = "", True
-    while running and not ended:
-        wait = min(0.1, max(0.0, deadline - time.perf_counter()))
-        ready = poller.poll(wait * 1000 + 1)
-        for descriptor, _ in ready:
-            if descriptor == exited:
-                running = False
-                continue
-            piece = os.read(descriptor, 1 << 16)
-            captured[descriptor] += piece
-            if not piece:
+    for descriptor in (channel.fileno(), *calls * (message["kind"] == "assert")):
+        poller.register(descriptor, select.POLLRDHUP)  # the caller or the judge has gone
+    deadline, next_look = began + message["seconds"], began + WATCH_SECONDS
+    lengths, peak, ended, at_deadline = {out: 0, err: 0}, 0, "", "time"
+
+    def capture(descriptor: int) -> int:
+        room = memoryview(jail.buffers[descriptor == err])[lengths[descriptor] : limit + 1]
+        count = os.readv(descriptor, [room])
+        lengths[descriptor] += count
+        return count
+
+    while not ended:
+        pause = min(next_look, deadline) - time.perf_counter()
+        ready = {number for number, _ in poller.poll(max(0.0, pause) * 1000 + 0.5)}
+        now = time.perf_counter()
+        for descriptor in ready.intersection((out, err)):
+            if not capture(descriptor):
                 poller.unregister(descriptor)
-        if sum(map(len, captured.values())) > message["output_bytes"]:
+        if sum(lengths.values()) > limit:
             ended = "output"
-        elif running and time.perf_counter() >= deadline:
-            ended = "time"
-        elif not ready and sum(map(_resident_bytes, [pid, *_descendants(pid)])) > message["memory_bytes"]:
-            ended = "memory"
+        elif exited in ready:
+            break
+        elif channel.fileno() in ready:
+            ended = "gone"
+        elif now >= deadline:
+            ended = at_deadline
+        elif not is_io and calls[0] in ready:  # nothing is left to wait for but what the program has printed
+            poller.unregister(calls[0])
+            deadline, at_deadline = min(deadline, now + 0.2), "judged"
+        if now >= next_look and not ended:
+            next_look = now + WATCH_SECONDS
+            peak = max(peak, _tree_bytes(jail, message["memory"]))
+            ended = "memory" if peak > message["memory"] else ""
     seconds = time.perf_counter() - began
     if ended:
         os.kill(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
-    _reap()
+    _kill_tree(jail)
     for descriptor in (out, err):  # what is left in the pipes; nobody can write any more
-        while (piece := os.read(descriptor, 1 << 16)) and len(captured[descriptor]) <= message[
-            "output_bytes"
-        ]:
-            captured[descriptor] += piece
+        while sum(lengths.values()) <= limit and capture(descriptor):
+            pass
         os.close(descriptor)
     os.close(exited)
-    if sum(map(len, captured.values())) > message["output_bytes"]:
-        ended = ended or "output"
-    for entry in os.scandir(home):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        else:
-            os.unlink(entry.path)
+    _empty(jail.home)
     return {
-        "ended": ended,
+        "ended": ended or ("output" if sum(lengths.values()) > limit else ""),
         "exit_code": os.waitstatus_to_exitcode(status),
-        "out": captured[out][: message["output_bytes"]].decode("utf-8", "replace"),
-        "err": captured[err][-16384:].decode("utf-8", "replace"),
+        "out": lengths[out],
+        "err": lengths[err],
         "seconds": seconds,
-        "peak": usage.ru_maxrss * 1024,
+        "peak": max(peak, usage.ru_maxrss * 1024),
     }
 
 
-def _isolate(home: str) -> dict[str, str]:
-    """Put this server into what namespaces the kernel allows; layer -> "on" or "off: reason"."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    layers = {}
+def _load_early(source: str) -> None:
+    """Import the standard modules that the program imports at its top, once for all of its tests."""
+    names = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    for name in sorted(names):
+        top = name.partition(".")[0]
+        if top in sys.stdlib_module_names | {"numpy"} and top not in NEVER_LOADED_EARLY:
+            try:
+                __import__(name)
+            except Exception:  # the program's own import will say so
+                pass
 
-    def probe(name: str, failed: bool) -> bool:
-        layers[name] = f"off: {os.strerror(ctypes.get_errno())}" if failed else "on"
-        return not failed
 
-    uid, gid = os.getuid(), os.getgid()
-    if uid != 0 and probe("user namespace", libc.unshare(CLONE_NEWUSER) != 0):
+def _serve_program(channel: socket.socket, jail: _Jail, message: dict, program: int) -> None:
+    """A zygote's life: compile the program within its limits, and serve its tests."""
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    code, reply = None, {"error": ""}
+    jail.buffers = ()  # the server's were not forked
+    try:
+        source = _contents(program)
+        resource.setrlimit(resource.RLIMIT_AS, (message["memory"] + FILE_BYTES, resource.RLIM_INFINITY))
         try:
-            for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-                with open(f"/proc/self/{name}", "w") as file:
-                    file.write(text)
-        except OSError as error:
-            layers["user namespace"] = f"off: {error.strerror}"
-    probe("network namespace", libc.unshare(CLONE_NEWNET) != 0)
-    probe("ipc namespace", libc.unshare(CLONE_NEWIPC) != 0)
-    if probe("mount namespace", libc.unshare(CLONE_NEWNS) != 0):
-        libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-        probe("private tmpfs", libc.mount(b"tmpfs", home.encode(), b"tmpfs", 0, b"size=64m,mode=777") != 0)
-    layers["unprivileged user"] = "on" if uid == 0 else "off: only root can become another user"
-    probe("no new privileges", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
-    probe("reaper of orphans", libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0)
-    return layers
+            code = _compile(source)
+            _load_early(source)
+        except BaseException as error:
+            verdict = Verdict.OUT_OF_MEMORY if isinstance(error, MemoryError) else Verdict.EXCEPTION
+            reply = {"verdict": verdict.value, "error": candidate_traceback(error)}
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        gc.freeze()
+        _send(channel, reply)
+        _serve(channel, jail, code)
+    finally:
+        os._exit(0)
 
 
-def _serve(channel: socket.socket) -> None:
-    """The server's life: report the layers, then one test after the other until the parent has gone."""
-    for signal_name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_name, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is ours
-    home = tempfile.mkdtemp(prefix="sandbox-")
-    os.chmod(home, 0o777)
-    uid = os.getuid()
+def _serve(channel: socket.socket, jail: _Jail, code: types.CodeType | None = None) -> None:
+    """Run tests, or fork a zygote that does, until the caller has gone."""
+    zygote = 0
+    while True:
+        try:
+            message, given = _receive(channel, most=3)
+        except EOFError:
+            return
+        if message["kind"] == "zygote":
+            if jail.namespace is not None:
+                _system(_libc.unshare(NEW_PIDS))
+            zygote = os.fork()
+            if not zygote:
+                channel.close()
+                _serve_program(socket.socket(fileno=given[0]), jail, message, given[1])
+            if jail.namespace is not None:
+                _system(_libc.setns(jail.namespace, NEW_PIDS))
+        elif message["kind"] == "end":
+            os.kill(zygote, signal.SIGKILL)
+            _kill_tree(jail)
+            _empty(jail.home)
+            _send(channel, {})
+        else:
+            report = _one_test(channel, jail, message, given, code)
+            _send(channel, report)
+            for buffer, name in zip(jail.buffers, ("out", "err"), strict=True):
+                channel.sendall(memoryview(buffer)[: report[name]])
+        for descriptor in given:
+            os.close(descriptor)
+
+
+def _keep(channel: socket.socket, site_packages: list[str]) -> None:
+    """The keeper's life: load what programs need, and fork a server for each channel that it is sent."""
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # Ctrl-C is for the caller, whose end is ours
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     while (spare := os.dup(0)) < 8:  # 0 to 7 stay taken, so that `_enter_child` can lay its own there
         pass
     os.close(spare)
+    sys.path += site_packages
+    for name in LOADED_EARLY:
+        __import__(name)
+    readable = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime"]
+    readable += ["/dev/zero", "/dev/random", "/dev/urandom", sys.base_prefix, *site_packages]
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # a collection in a fork would copy every page that it looks at
+    homes = tempfile.mkdtemp(prefix="sandbox-")
+    os.chmod(homes, 0o711)
     try:
-        _send(channel, _isolate(home))
         while True:
-            message, descriptors = _receive(channel)
-            if message is None:
-                break
-            _send(channel, _one_test(message | {"drop": uid == 0}, descriptors, home))
+            _, (descriptor,) = _receive(channel, most=1)
+            home = tempfile.mkdtemp(dir=homes)
+            os.chmod(home, 0o777)
+            if os.fork() == 0:
+                try:
+                    channel.close()
+                    jail = _isolate(home, readable)
+                    os.environ |= {"HOME": home, "TMPDIR": home}
+                    tempfile.tempdir = home
+                    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+                    theirs = socket.socket(fileno=descriptor)
+                    _send(theirs, {"layers": jail.layers, "pid": jail.pid})
+                    _serve(theirs, jail)
+                finally:
+                    os._exit(0)
+            os.close(descriptor)
+    except EOFError:
+        pass
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        try:
+            while os.wait():
+                pass
+        except ChildProcessError:
+            shutil.rmtree(homes, ignore_errors=True)
 
 
-# ---- the parent --------------------------------------------------------------------------------------------
+# ---- the caller's side -------------------------------------------------------------------------------------
 
 
 class _Server:
-    """A server process and our end of its channel."""
+    """Our end of a server's channel."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeper: socket.socket) -> None:
         self.channel, theirs = socket.socketpair()
-        self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", os.path.abspath(__file__), "--serve", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-            start_new_session=True,
-        )
-        theirs.close()
-        self.layers = self.reply()
+        _send(keeper, {}, [theirs.detach()])
+        hello, _ = _receive(self.channel)
+        self.layers, self.pid = hello["layers"], hello["pid"]
 
-    def reply(self) -> dict:
-        message, _ = _receive(self.channel)
-        if message is None:
-            raise RuntimeError("a sandbox server has died")
-        return message
-
-    def close(self) -> None:
+    def kill(self) -> None:
         self.channel.close()
-        self.process.wait()
+        os.kill(
+            self.pid, signal.SIGKILL
+        )  # its parent, the keeper, does not reap: the number is still its own
+
+
+def _memory_file(text: str) -> int:
+    """A descriptor of a file in memory, to be read from its start."""
+    descriptor = os.memfd_create("sandbox")
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(text.encode("utf-8", "surrogatepass"))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _contents(memory_file: int) -> str:
+    return os.pread(memory_file, os.fstat(memory_file).st_size, 0).decode("utf-8", "surrogatepass")
+
+
+def _reply(channel: socket.socket, seconds: float, slow: Callable[[], None]) -> dict:
+    """The next reply, with the outputs that follow a report. Calls `slow` while it waits for long."""
+    deadline = time.monotonic() + seconds
+    poller = select.poll()
+    poller.register(channel, select.POLLIN)
+    while not poller.poll(1000 * min(SLOW_SECONDS, seconds)):
+        slow()
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+    message, _ = _receive(channel)
+    return message | {name: _read(channel, message[name]) for name in ("out", "err") if name in message}
 
 
 class Sandbox:
-    """Worker threads, each with a server. Thread-safe; use as a context manager."""
+    """Worker threads, each with a server. Thread-safe; use as a context manager.
 
-    def __init__(self, workers: int | None = None) -> None:
-        """Start `workers` servers, by default one for each core."""
-        count = workers or len(os.sched_getaffinity(0))
+    `layers` has "on" or "off: reason" for each layer of isolation.
+    """
+
+    def __init__(self, workers: int | None = None, overcommit: int = 5) -> None:
+        """Start the keeper and a server.
+
+        Args:
+            workers: tests that run at once; by default one for each core.
+            overcommit: a test that has run for half a second does not count any more, lest programs that hang
+                hold up the others, up to `overcommit` times `workers` of them. They share the cores.
+        """
+        self._keeper, theirs = socket.socketpair()
+        paths = sysconfig.get_paths()
+        command = [
+            sys.executable,
+            "-P",
+            "-s",
+            "-S",
+            os.path.abspath(__file__),
+            "--keep",
+            str(theirs.fileno()),
+        ]
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "PYTHONHASHSEED": "0",  # sets of words are in the same order in each run
+            "MALLOC_ARENA_MAX": "2",  # else each thread takes 64 MiB of address space
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        command += {paths["purelib"], paths["platlib"]}
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, **silent)
+        theirs.close()
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._most = self._workers * (1 + overcommit)
+        self._lock, self._free = threading.Lock(), threading.Semaphore(self._workers)
         self._jobs: queue.SimpleQueue[tuple[Job, Future] | None] = queue.SimpleQueue()
-        self._servers = [_Server() for _ in range(count)]
-        self.layers: dict[str, str] = self._servers[0].layers
-        self._threads = [threading.Thread(target=self._work, args=(s,), daemon=True) for s in self._servers]
-        for thread in self._threads:
-            thread.start()
+        first = _Server(self._keeper)
+        self.layers: dict[str, str] = first.layers
+        self._threads: list[threading.Thread] = []
+        for server in [first, *[None] * (self._workers - 1)]:
+            self._start_thread(server)
+
+    @property
+    def layers_off(self) -> str:
+        """The layers that are off, with reasons, in one line; empty where all are on."""
+        return "; ".join(f"{layer} {state}" for layer, state in self.layers.items() if state != "on")
 
     def submit(self, job: Job) -> "Future[list[TestResult]]":
         """Queue a job; returns at once."""
@@ -602,11 +1065,14 @@ class Sandbox:
 
     def close(self) -> None:
         """Finish what is queued and stop the servers."""
+        with self._lock:
+            self._most = 0  # no more threads
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
-        self._threads = []
+        self._keeper.close()
+        self._process.wait()
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -614,91 +1080,146 @@ class Sandbox:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def _work(self, server: _Server) -> None:
-        judge = None
-        while (entry := self._jobs.get()) is not None:
-            job, future = entry
-            try:
-                results = []
-                for test in job.tests:
-                    if isinstance(test, AssertTest):
-                        judge = judge or _Server()
-                    results.append(_run_test(job, test, server, judge))
-                    if job.stop_at_first_failure and results[-1].verdict != Verdict.PASSED:
-                        break
-                future.set_result(results)
-            except BaseException as error:
-                future.set_exception(error)
-        server.close()
-        if judge:
-            judge.close()
+    def _start_thread(self, server: _Server | None) -> None:
+        self._threads.append(threading.Thread(target=self._work, args=(server,), daemon=True))
+        self._threads[-1].start()
+
+    def _work(self, server: _Server | None) -> None:
+        """A worker's life."""
+        judge: _Server | None = None
+        while True:
+            self._free.acquire()
+            counted = True
+
+            def slow() -> None:
+                nonlocal counted
+                with self._lock:
+                    if counted and len(self._threads) < self._most:
+                        self._start_thread(None)
+                if counted:
+                    counted = False
+                    self._free.release()
+
+            entry = self._jobs.get()
+            if entry is not None:
+                job, future = entry
+                results: list[TestResult] = []
+                try:
+                    while len(results) < len(job.tests):
+                        with self._lock:
+                            server = server or _Server(self._keeper)
+                            if job.entry_point:
+                                judge = judge or _Server(self._keeper)
+                        try:
+                            for result in _run_tests(job, len(results), server, judge, slow):
+                                results.append(result)
+                                if job.stop_at_first_failure and result.verdict != Verdict.PASSED:
+                                    break
+                            break
+                        except (OSError, EOFError):  # a server is ill: go on with new ones
+                            results.append(
+                                TestResult(Verdict.EXCEPTION, traceback="the program's server was lost")
+                            )
+                            for ill in filter(None, (server, judge)):
+                                ill.kill()
+                            server = judge = None
+                    future.set_result(results)
+                except BaseException as error:
+                    future.set_exception(error)
+            if counted:
+                self._free.release()
+            if entry is None:
+                break
+        for ended in filter(None, (server, judge)):
+            ended.channel.close()
 
 
-def _run_test(job: Job, test: IoTest | AssertTest, server: _Server, judge: _Server | None) -> TestResult:
-    """One test on a server, and, for an assert test, on the judge's server beside it."""
-    limits = job.limits
-    message = {
-        "program": job.program,
-        "entry_point": job.entry_point,
-        "seconds": limits.seconds,
-        "memory_bytes": limits.memory_bytes,
-        "output_bytes": limits.output_bytes,
-    }
+def _run_tests(
+    job: Job, first: int, server: _Server, judge: _Server | None, slow: Callable[[], None]
+) -> Iterator[TestResult]:
+    """The results of a job's tests from number `first` on, in a zygote if there are several."""
+    tests, limits = job.tests[first:], job.limits
+    about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "output": limits.output_bytes}
+    about |= {"entry_point": job.entry_point}
+    if len(tests) == 1:
+        yield _run_test(job, tests[0], about, server.channel, [_memory_file(job.program)], judge, slow)
+        return
+    channel, theirs = socket.socketpair()
+    try:
+        _send(server.channel, about | {"kind": "zygote"}, [theirs.detach(), _memory_file(job.program)])
+        try:
+            ready = _reply(channel, limits.seconds, slow)
+        except TimeoutError:
+            ready = {"verdict": Verdict.TIMEOUT, "error": "the program does not compile within the limit"}
+        except (OSError, EOFError):
+            ready = {"verdict": Verdict.EXCEPTION, "error": "the compiler crashed"}
+        for test in tests:
+            if ready["error"]:
+                yield TestResult(Verdict(ready["verdict"]), traceback=ready["error"])
+            else:
+                yield _run_test(job, test, about, channel, [], judge, slow)
+    finally:  # also where the reader of this generator stops early
+        channel.close()
+        _send(server.channel, {"kind": "end"})
+        _reply(server.channel, 10.0, slow)
+
+
+def _run_test(
+    job: Job,
+    test: IoTest | AssertTest,
+    about: dict,
+    channel: socket.socket,
+    program: list[int],
+    judge: _Server | None,
+    slow: Callable[[], None],
+) -> TestResult:
+    """One test on a server or a zygote and, for an assert test, on the judge's server beside it."""
     said: dict = {}
+    patience = job.limits.seconds + 20  # the servers keep the time; this is for one that is itself ill
     if isinstance(test, IoTest):
-        _send(server.channel, message | {"input": test.input})
-        report = server.reply()
+        _send(channel, about | {"kind": "io"}, [_memory_file(test.input), *program])
+        report = _reply(channel, patience, slow)
     else:
         ours, theirs = socket.socketpair()
-        _send(server.channel, message, [theirs.fileno()])
-        theirs.close()
-        judging = {"setup": job.setup, "code": test.code, "entry_point": job.entry_point}
-        judging |= {"seconds": limits.seconds + 5, "memory_bytes": 1 << 32, "output_bytes": 1 << 26}
-        _send(judge.channel, judging, [ours.fileno()])
-        ours.close()
-        verdict = judge.reply()
-        said = (
-            json.loads(verdict["out"])
-            if verdict["exit_code"] == 0 and not verdict["ended"]
-            else {"verdict": ""}
+        _send(channel, about | {"kind": "assert"}, [_memory_file(""), *program, theirs.detach()])
+        judging = _memory_file(
+            json.dumps({"setup": job.setup, "code": test.code, "entry_point": job.entry_point})
         )
-        report = server.reply()
+        limits = {"kind": "judge", "seconds": job.limits.seconds + 5, "memory": 1 << 32, "output": 1 << 20}
+        _send(judge.channel, about | limits, [_memory_file(""), judging, ours.detach()])
+        spoken = _reply(judge.channel, patience, slow)
+        if spoken["exit_code"] == 0 and not spoken["ended"]:
+            said = json.loads(spoken["out"])
+        report = _reply(channel, patience, slow)
 
-    error = report["err"][report["err"].rfind("Traceback (most recent call last)") :] if report["err"] else ""
-    if said.get("verdict") or (not report["ended"] and report["exit_code"] == 0 and isinstance(test, IoTest)):
-        if isinstance(test, IoTest):
-            right = outputs_match(report["out"], test.output)
-            verdict = Verdict.PASSED if right else Verdict.WRONG_ANSWER
-        else:
-            verdict = Verdict(said["verdict"])
-            if said.get("traceback", "").rstrip().endswith("MemoryError"):
-                verdict = Verdict.OUT_OF_MEMORY
-        error = said.get("traceback", "")
-    elif report["ended"] in ("time", "output"):
-        verdict = Verdict.TIMEOUT if report["ended"] == "time" else Verdict.TOO_MUCH_OUTPUT
-    elif report["ended"] == "memory" or error.rstrip().endswith("MemoryError"):
-        verdict = Verdict.OUT_OF_MEMORY
+    out, err = (report[name].decode("utf-8", "replace") for name in ("out", "err"))
+    error = err[max(0, err.rfind("Traceback (most recent call last)")) :][-SHOWN:]
+    beyond = {"time": Verdict.TIMEOUT, "output": Verdict.TOO_MUCH_OUTPUT, "memory": Verdict.OUT_OF_MEMORY}
+    if report["ended"] in beyond:
+        verdict = beyond[report["ended"]]
+    elif said.get("verdict"):
+        verdict, error = Verdict(said["verdict"]), said.get("traceback", "")
+    elif isinstance(test, IoTest) and report["exit_code"] == 0 and not report["ended"]:
+        verdict, error = Verdict.PASSED if outputs_match(out, test.output) else Verdict.WRONG_ANSWER, ""
     else:
-        verdict = Verdict.EXCEPTION
+        verdict = Verdict.OUT_OF_MEMORY if error.rstrip().endswith("MemoryError") else Verdict.EXCEPTION
         error = error or f"the program ended with exit code {report['exit_code']}"
-    cut = report["out"] if len(report["out"]) <= 65536 else report["out"][:65536] + "\n[output cut]"
+    told = {name: said.get(name, "") for name in ("call", "got", "expected")}
     return TestResult(
         verdict,
-        stdout=cut,
-        traceback=error,
-        call=said.get("call", ""),
-        got=said.get("got", ""),
-        expected=said.get("expected", ""),
+        _cut(out, STDOUT_SHOWN),
+        error,
+        **told,
         seconds=report["seconds"],
         peak_memory_bytes=report["peak"],
     )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--serve"]:
-        _serve(socket.socket(fileno=int(sys.argv[2])))
+    if sys.argv[1:2] == ["--keep"]:
+        _keep(socket.socket(fileno=int(sys.argv[2])), sys.argv[3:])
         sys.exit()
     with Sandbox(workers=1) as executor:
         for layer, state in executor.layers.items():
-            print(f"{layer:<20}{state}")
+            print(f"{layer:<22}{state}")
         print(executor.run([Job("print(int(input()) + 1)", (IoTest("41\n", "42\n"),))])[0][0])
