@@ -16,13 +16,13 @@ says no more. Reinforcement learning finds every hole in its grader, so the rule
   modules that it imports at its top, and serves its tests. No state passes from test to test.
 
 Layers hold a child back, each probed when a server starts (`Sandbox.layers`): namespaces of its own (user,
-network, ipc, pid, mount; a zygote has one more of pids), where all is read-only but a private tmpfs, its
+network, ipc, pid, mount), where all is read-only but a private tmpfs, its
 home, emptied after each test, and /proc shows the sandbox alone; a user without rights, another one for each
 server, where we are root; no capabilities, no new privileges; Landlock (reads what is installed, writes its
 home, signals nobody outside, no TCP); a seccomp filter (no sockets, ptrace, mounts, namespaces, keyrings,
 ...); limits of address space, file size, open files, processes, stack; a clean environment, its own session.
 Memory is that of the whole process tree, looked at 20 times a second. When a test ends, its tree is killed:
-by one signal to the pid namespace, else by walks over /proc.
+by one signal to the pid namespace, in a zygote by walks over /proc.
 
 Not covered: holes in the kernel; memory-safety bugs of CPython's compiler, which reads a program with several
 tests in its zygote, held by the namespaces alone; what a tree allocates in 50 ms; what the time that others
@@ -465,11 +465,11 @@ class _Jail:
     proc: int  # descriptor of /proc: our own, or else the machine's
     layers: dict[str, str]  # name -> "on" or "off: reason"
     pid: int = 0  # of the server, as the caller sees it
-    namespace: int | None = None  # descriptor of our pid namespace
     user: int | None = None  # whom programs run as, where that is not us
     processes: int = PROCESSES  # that the user may have
     ruleset: int | None = None  # of Landlock
     signals_confined: bool = False  # by a pid namespace or by Landlock
+    rules: ctypes.Structure | None = None  # of seccomp, where they are the same for all children
     buffers: tuple[mmap.mmap, ...] = ()  # for captured output
 
     def on(self, layer: str) -> bool:
@@ -626,7 +626,6 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
     if jail.on("pid namespace"):
         if os.fork():
             os._exit(0)  # the child is the namespace's first process; the keeper inherits it
-        jail.namespace = os.open("self/ns/pid", os.O_RDONLY, dir_fd=jail.proc)
         jail.signals_confined = True
     jail.pid = int(os.readlink("self", dir_fd=jail.proc))
     attempt("private file system", file_system)
@@ -638,6 +637,12 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
     attempt("no new privileges", lambda: _system(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)))
     attempt("Landlock", _landlock, jail, [*readable, *["/proc"] * jail.on("fresh /proc")])
     attempt("seccomp filter", seccomp)
+    if jail.signals_confined and jail.on("seccomp filter"):
+        jail.rules = _seccomp_filter(None)
+        if jail.on(
+            "private file system"
+        ):  # then the server has no use for what it closes: children inherit it
+            _system(_libc.prctl(PR_SET_SECCOMP, 2, ctypes.byref(jail.rules), 0, 0))
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # else a program of the same user could write our memory
     return jail
 
@@ -671,8 +676,8 @@ def _enter_child(jail: _Jail, message: dict, descriptors: Sequence[int]) -> None
         os.setresgid(jail.user, jail.user, jail.user)
         os.setresuid(jail.user, jail.user, jail.user)
     _system(_libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))  # no capabilities, whoever we are
-    if jail.on("seccomp filter"):
-        rules = _seccomp_filter(None if jail.signals_confined else os.getpid())
+    if jail.on("seccomp filter") and not (jail.rules and jail.on("private file system")):
+        rules = jail.rules or _seccomp_filter(os.getpid())
         _system(_libc.prctl(PR_SET_SECCOMP, 2, ctypes.byref(rules), 0, 0))
 
 
@@ -730,6 +735,13 @@ def _kill_tree(jail: _Jail) -> None:
                 pass
 
 
+def _open_up(directory: str) -> None:
+    try:
+        os.chmod(directory, 0o700)
+    except PermissionError:  # our own filter of system calls: then we have the capability to do without
+        pass
+
+
 def _empty(home: str) -> None:
     """Delete all files; pulls nested directories up instead of going down, because there may be thousands."""
     while entries := list(os.scandir(home)):
@@ -737,10 +749,10 @@ def _empty(home: str) -> None:
             if not entry.is_dir(follow_symlinks=False):
                 os.unlink(entry.path)
                 continue
-            os.chmod(entry.path, 0o700)
+            _open_up(entry.path)
             for inner in list(os.scandir(entry.path)):
                 if inner.is_dir(follow_symlinks=False):
-                    os.chmod(inner.path, 0o700)  # what we may not write we may not move
+                    _open_up(inner.path)  # what we may not write we may not move
                 os.rename(inner.path, f"{home}/{time.monotonic_ns()}")
             os.rmdir(entry.path)
 
@@ -887,14 +899,10 @@ def _serve(channel: socket.socket, jail: _Jail, code: types.CodeType | None = No
         except EOFError:
             return
         if message["kind"] == "zygote":
-            if jail.namespace is not None:
-                _system(_libc.unshare(NEW_PIDS))
             zygote = os.fork()
             if not zygote:
                 channel.close()
                 _serve_program(socket.socket(fileno=given[0]), jail, message, given[1])
-            if jail.namespace is not None:
-                _system(_libc.setns(jail.namespace, NEW_PIDS))
         elif message["kind"] == "end":
             os.kill(zygote, signal.SIGKILL)
             _kill_tree(jail)

@@ -316,7 +316,7 @@ seen = [name for name, found in {
     'file': os.listdir('.'), 'environment': 'LEFT' in os.environ, 'builtins': hasattr(builtins, 'left'),
     'module': hasattr(json, 'left'), 'argv': 'left' in sys.argv, 'path': 'left' in sys.path, 'umask': os.umask(0o22) != 0o22,
     'directory': os.path.basename(os.getcwd()) == 'd', 'alarm': signal.getitimer(signal.ITIMER_REAL)[0],
-    'handler': signal.getsignal(15) is not signal.SIG_DFL, 'nice': os.nice(0) > 0, 'decimal': decimal.getcontext().prec != 28,
+    'handler': signal.getsignal(15) is not signal.SIG_DFL, 'decimal': decimal.getcontext().prec != 28,
     'input': os.fstat(0).st_size != 2,
     'processes': processes(),
 }.items() if found]
@@ -436,7 +436,9 @@ def test_harm_is_refused(suite, name):
     assert "BREACH" not in result.stdout, result.stdout
     assert result.verdict == Verdict.PASSED or killed, result
     assert (suite.directory / "canary").read_text() == "alive"
-    assert suite.bystander.poll() is None and os.getpriority(os.PRIO_PROCESS, suite.bystander.pid) == 0
+    assert suite.bystander.poll() is None and os.getpriority(
+        os.PRIO_PROCESS, suite.bystander.pid
+    ) == os.getpriority(os.PRIO_PROCESS, 0)
 
 
 @pytest.mark.parametrize("name", ["zygote", "server 0", "server 1", "server 2", "server 3"])
