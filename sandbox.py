@@ -35,6 +35,7 @@ import json
 import linecache
 import os
 import queue
+import re
 import resource
 import select
 import shutil
@@ -126,10 +127,12 @@ class Job:
 
 
 def outputs_match(got: str, expected: str) -> bool:
-    """CodeContests' own rule: same number of words, each pair equal but for case, or numbers closer than
-    1e-5.
-    """
-    ours, theirs = got.lower().split(), expected.lower().split()
+    """CodeContests' own rule: as many words, each pair equal but for case, or numbers closer than 1e-5."""
+    # As the original in C++: bytes, so that only ASCII is lower-cased, white space and digits.
+    ours, theirs = (
+        re.findall(rb"[^ \n\t\r\v]+", text.encode("utf-8", "surrogatepass").lower())
+        for text in (got, expected)
+    )
     if len(ours) != len(theirs):
         return False
     for a, b in zip(ours, theirs, strict=True):
@@ -137,7 +140,7 @@ def outputs_match(got: str, expected: str) -> bool:
             continue
         try:
             # Python reads 1_0 as a number; the original does not.
-            if "_" in a + b or not abs(float(a) - float(b)) < 1e-5:
+            if b"_" in a + b or not abs(float(a) - float(b)) < 1e-5:
                 return False
         except ValueError:
             return False
