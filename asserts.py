@@ -2,9 +2,9 @@
 
 Paper: section 3.3 evaluates on both. A row has inputs by the hundred. The original tests, the *base* tests,
 come first and give feedback; evalplus's own, the *plus* tests, score. What a call must return stands in the
-row as code (`test` of the hub's rows), or it is what the canonical solution returns (evalplus's own files, with
-`base_input` and `plus_input`): then the canonical solution runs in the judge's process, never in this one.
-Nothing of a row is executed here; its long lists are not even parsed, which would take seconds.
+row as code (`test` of the hub's rows), or it is what the canonical solution returns (evalplus's own files,
+with `base_input` and `plus_input`): then the canonical solution runs in the judge's process, never in this
+one. Nothing of a row is executed here; its long lists are not even parsed, which would take seconds.
 
 Run alone: `python asserts.py FILE` prints the base tests of the first row of a .jsonl.gz file.
 """
@@ -93,8 +93,8 @@ def _elements(text: str) -> tuple[list[str], str]:
 def _hub_rounds(source: str) -> tuple[str, str, list[dict[str, str]]]:
     """The hub's test code: helpers, then a loop over inputs and results, within `check` or not.
 
-    Returns: the helpers, the assert of a round, and for each round the texts of its loop variables, that of the
-    input first; no round where the code has another shape.
+    Returns: the helpers, the assert of a round, and for each round the texts of its loop variables, that of
+    the input first; no round where the code has another shape.
     """
     lists = {}
     for name in ("inputs", "results"):

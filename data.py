@@ -320,10 +320,10 @@ def _have_tests(batch: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
 def _open_parquet(files: Sequence[Path]) -> tuple[datasets.Dataset, int]:
     """The rows of parquet files, CodeContests' without tests left out, and how many rows the files have.
 
-    They are copied into datasets' cache once, four a piece, so that a row's columns lie side by side.
-    Datasets' own copying decodes whole row groups (1.8 GB for 13,000 problems) and spreads a row over the file.
+    They are copied into datasets' cache once, eight a piece, so that a row's columns lie side by side.
+    Datasets' own copying takes 1.8 GB for 13,000 problems, and spreads a row over the mapped file.
     """
-    tables = [pq.ParquetFile(file, buffer_size=1 << 20) for file in files]
+    tables = [pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) for file in files]
     schema, stamp = tables[0].schema_arrow, [(file.resolve(), file.stat().st_mtime_ns) for file in files]
     place = Path(
         datasets.config.HF_DATASETS_CACHE, f"rlef-{hashlib.sha256(repr(stamp).encode()).hexdigest()}"
@@ -333,10 +333,10 @@ def _open_parquet(files: Sequence[Path]) -> tuple[datasets.Dataset, int]:
         if not place.exists():
             beside = place.with_suffix(".partial")
             with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-                for batch in itertools.chain(*(table.iter_batches(4) for table in tables)):
-                    writer.write_batch(
-                        batch.filter(_have_tests(batch)) if "generated_tests" in schema.names else batch
-                    )
+                for batch in itertools.chain(*(table.iter_batches(200) for table in tables)):
+                    kept = batch.filter(_have_tests(batch)) if "generated_tests" in schema.names else batch
+                    for start in range(0, len(kept), 8):
+                        writer.write_batch(kept.slice(start, 8))
             beside.replace(place)
     return datasets.Dataset.from_file(str(place)), sum(table.metadata.num_rows for table in tables)
 

@@ -131,15 +131,15 @@ def extract_code(text: str) -> str | None:
 
 
 def _special_tokens(tokenizer) -> dict[int, str]:
-    """Ids and texts of the tokens that structure a dialog; the tokenizer's named ones are but some of them."""
+    """Ids and texts of the tokens that structure a dialog; the tokenizer's named ones are only some."""
     return {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def _render(tokenizer, messages: list[dict]) -> str:
     """The template's text of some messages, up to where the next response begins.
 
-    Special tokens that a user message spells out are broken up: a program's output must not be able to end the
-    user's turn. Templates that print today's date get a fixed one, or the same seed would differ tomorrow.
+    Special tokens that a user message spells out are broken up: a program's output must not be able to end
+    the user's turn. Templates that tell today's date get a fixed one, or the same seed would differ tomorrow.
     """
     if tokenizer.chat_template is None:
         raise ValueError("the model's tokenizer has no chat template: give one with --chat_template FILE")
@@ -168,13 +168,12 @@ def observation_ids(tokenizer, message: str) -> list[int]:
 
 
 def stop_ids(tokenizer) -> set[int]:
-    """Ids that end a response: the tokenizer's end token, and the special one with which the template ends a turn.
+    """Ids that end a response: the end token, and a special one with which the template ends a turn.
 
     Raises: ValueError if there is neither.
     """
-    ends = {tokenizer.eos_token_id} | (
-        {observation_ids(tokenizer, "?")[0]} & _special_tokens(tokenizer).keys()
-    )
+    template_end = observation_ids(tokenizer, "?")[0]
+    ends = {tokenizer.eos_token_id} | ({template_end} & _special_tokens(tokenizer).keys())
     if ends == {None}:
         raise ValueError("the tokenizer has no end token, and its chat template ends a turn with none")
     return ends - {None}
