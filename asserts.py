@@ -169,10 +169,14 @@ def read_row(row: dict) -> dict:
         helpers += ZERO_COMPARISON
         exp = "exp" if "exp" in rounds[0] else "reference(*inp)"
         judged = f"assert candidate(*inp) == Expected({exp}, *inp, 0.0001)"
+    judged = judged.replace("candidate(", f"{name}(")
     tests = {}  # input -> code
     for texts in rounds:
-        code = re.sub(rf"\b({'|'.join(texts)})\b", lambda found, texts=texts: texts[found[1]], judged)
-        tests[next(iter(texts.values()))] = code
+
+        def spelled(found: re.Match, texts: dict[str, str] = texts) -> str:
+            return texts[found[1]][1:-1] if found[0][0] == "*" else texts[found[1]]  # f(*[1, 2]) is f(1, 2)
+
+        tests[next(iter(texts.values()))] = re.sub(rf"\*?\b({'|'.join(texts)})\b", spelled, judged)
     if not tests:  # code of another shape is one test
         tests[""] = row["test"] + ("" if asserts else "\ncheck(candidate)")
     if asserts:  # an input that MBPP's statement names is judged as evalplus judges it
@@ -185,6 +189,7 @@ def read_row(row: dict) -> dict:
         number = row["task_id"].removeprefix("HumanEval/")
         known = number.isdigit() and int(number) < len(HUMANEVAL_BASE_TESTS)
         base = int(HUMANEVAL_BASE_TESTS[int(number)]) if known else len(tests)
+        base = len(set(map(repr, row["base_input"]))) if "base_input" in row else base
         public = [tests.pop(given) for given in list(tests)[:base]]
     prompt, quoted = row["prompt"], asserts and "test_list" not in row
     defined[name].body, defined[name].decorator_list = [], []

@@ -137,7 +137,8 @@ def _entry(problem: Problem, test: IoTest | AssertTest, result: TestResult, cut:
         fields = {"input": test.input, "expected": test.output, "got": result.stdout}
         template = FEEDBACK_TOKENS[result.verdict]
     else:
-        fields = {"test": result.call or test.code, "expected": result.expected, "got": result.got}
+        told = result.call or test.code.removeprefix("assert ").partition(" == Expected(")[0]
+        fields = {"test": told, "expected": result.expected, "got": result.got}
         template = FEEDBACK_ASSERTS[result.verdict]
         if result.verdict == Verdict.WRONG_ANSWER and not result.expected:
             template = FEEDBACK_ASSERT_UNTOLD
@@ -368,6 +369,8 @@ def _rows(source: str, split: str) -> tuple[datasets.Dataset, int]:
         if files[0].suffix == ".parquet":
             return _open_parquet(files)
         # As text, not as JSON: a column of evalplus's own files has other types in every row.
+        if not any(file.stat().st_size for file in files):
+            raise ValueError(f"{source} is empty")
         rows = datasets.load_dataset("text", data_files=list(map(str, files)), split="train")
         return rows, len(rows)
     except (pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:

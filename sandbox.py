@@ -185,12 +185,10 @@ def _pack(value, depth: int = 0):
     if depth > RPC_DEPTH:
         raise TypeError(f"a value nested deeper than {RPC_DEPTH} levels")
     kind = type(value)
-    if value is None or kind in (bool, str):
+    if value is None or kind in (bool, str, float) or kind is int and abs(value) < 1 << 63:
         return value
     if kind is int:
         return {"int": hex(value)}
-    if kind is float:
-        return {"float": value.hex()}
     if kind is complex:
         return {"complex": [value.real.hex(), value.imag.hex()]}
     if kind is bytes:
@@ -204,13 +202,11 @@ def _pack(value, depth: int = 0):
 
 def _unpack(packed):
     """The inverse of `_pack`; raises for anything that `_pack` does not make."""
-    if packed is None or isinstance(packed, (bool, str)):
+    if packed is None or isinstance(packed, (bool, str, int, float)):
         return packed
     ((kind, content),) = packed.items()
     if kind == "int":
         return int(content, 16)
-    if kind == "float":
-        return float.fromhex(content)
     if kind == "complex":
         return complex(*map(float.fromhex, content))
     if kind == "bytes":
