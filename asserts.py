@@ -22,7 +22,7 @@ import sys
 JUDGE_HELPERS = """\
 import sys, types
 from math import inf, nan
-sys.set_int_max_str_digits(0)
+sys.set_int_max_str_digits(100000)
 def allclose(got, expected, rtol=1e-05, atol=1e-08):
     if isinstance(expected, (list, tuple)):
         same = isinstance(got, (list, tuple)) and len(got) == len(expected)

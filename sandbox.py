@@ -288,12 +288,20 @@ class _Comparisons(ast.NodeTransformer):
         return ast.copy_location(ast.Expr(call), node)
 
 
+def _shown(value: object) -> str:
+    """The value as a result tells it."""
+    try:
+        return repr(value)[:SHOWN]
+    except ValueError:  # an integer of more digits than Python likes to write
+        return "a value too long to write"
+
+
 def _judge(message: dict, rpc: socket.socket) -> dict:
     """In the judge's child: run setup and test code with a proxy for the function under test."""
     told = {"call": "", "got": "", "expected": ""}
 
     def candidate(*arguments, **keywords):
-        listed = [*map(repr, arguments), *(f"{name}={value!r}" for name, value in keywords.items())]
+        listed = [*map(_shown, arguments), *(f"{name}={_shown(value)}" for name, value in keywords.items())]
         told["call"] = f"{message['entry_point']}({', '.join(listed)})"[:SHOWN]
         told["got"] = told["expected"] = ""
         try:
@@ -317,12 +325,12 @@ def _judge(message: dict, rpc: socket.socket) -> dict:
             raise _CandidateLost from failure
         if "error" in reply:
             raise error(text)
-        told["got"] = repr(value)[:SHOWN]
+        told["got"] = _shown(value)
         return value
 
     def compare(got, expected):
         if not got == expected:
-            told["got"], told["expected"] = repr(got)[:SHOWN], repr(expected)[:SHOWN]
+            told["got"], told["expected"] = _shown(got), _shown(expected)
             raise AssertionError
 
     try:
