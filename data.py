@@ -7,17 +7,35 @@ as constants, to be swapped.
 
 Run alone: `python data.py SOURCE [SPLIT]` counts a problem set's problems and tests and prints one first
 message.
+
+A file of your own, a JSON object a line or parquet, has a row a problem with these columns:
+    name, description
+    public_tests, private_tests
+        [{"input": "1 2\\n", "output": "3\\n"}, ...], or with entry_point ["assert f(1, 2) == 3", ...]
+It may have: generated_tests (more private ones), solutions and incorrect_solutions (programs), time_limit
+(seconds), memory_limit_bytes, difficulty (a group of results), and for asserts entry_point (the name of the
+function), signature ("def f(a, b):"), preamble (code before each response) and setup (code for the judge).
+CodeContests' own columns are of this kind: its tests are {"input": [...], "output": [...]}, its solutions
+{"language": [...], "solution": [...]} and its time_limit {"seconds": 2, "nanos": 0}.
 """
 
 import ast
+import hashlib
+import itertools
+import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import filelock
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from asserts import read_row
 from sandbox import AssertTest, IoTest, Job, Limits, TestResult, Verdict
 
 # ---- the words of the prompts: every sentence on a line of its own, every field between lines --------------
@@ -49,6 +67,7 @@ FEEDBACK_ASSERTS = {  # one entry a public test, passed ones too
     Verdict.TOO_MUCH_OUTPUT: "Too much output.\nTest:\n{test}\n",
 }
 FEEDBACK_ASSERT_UNTOLD = "Wrong answer.\nTest:\n{test}\n"  # the test does not tell the values it compared
+MBPP_STATEMENT = "{prompt}\nThese tests must pass:\n{tests}"
 FEEDBACK = "{entries}\n{closing}{format}"
 NO_VALID_CODE = "Your answer has no valid Python code.\n"
 PUBLIC_TESTS_PASSED = "The public tests passed, but the answer is wrong.\n"  # only random feedback gets here
@@ -118,7 +137,8 @@ def _entry(problem: Problem, test: IoTest | AssertTest, result: TestResult, cut:
         fields = {"input": test.input, "expected": test.output, "got": result.stdout}
         template = FEEDBACK_TOKENS[result.verdict]
     else:
-        fields = {"test": result.call or test.code, "expected": result.expected, "got": result.got}
+        told = result.call or test.code.removeprefix("assert ").partition(" == Expected(")[0]
+        fields = {"test": told, "expected": result.expected, "got": result.got}
         template = FEEDBACK_ASSERTS[result.verdict]
         if result.verdict == Verdict.WRONG_ANSWER and not result.expected:
             template = FEEDBACK_ASSERT_UNTOLD
@@ -176,158 +196,225 @@ def make_job(
     )
 
 
-# ---- where problems come from ------------------------------------------------------------------------------
+# ---- where problems come from: rows ------------------------------------------------------------------------
 
-# HumanEval+ compares floats with numpy. The judge has the standard library only, so its helper code gets
-# this instead.
-NUMPY_FOR_THE_JUDGE = """
-class np:
-    class ndarray: pass
-    def allclose(got, expected, rtol, atol):
-        if isinstance(expected, (list, tuple)):
-            return len(got) == len(expected) and all(np.allclose(g, e, rtol, atol) for g, e in zip(got,
-            expected))
-        return got == expected or abs(got - expected) <= atol + rtol * abs(expected)
-"""
-HUMANEVAL_PUBLIC_TESTS = 8  # HumanEval's own tests come first; the hub's file does not say how many they are
 PYTHON3 = 3  # CodeContests' number of the language
+
+
+def _from_evalplus(row: dict) -> Problem:
+    """A row of HumanEval+ or MBPP+: base tests are public, plus tests private."""
+    said = read_row(row)
+    statement = MBPP_STATEMENT.format(prompt=said["prompt"].strip(), tests=said["asserts"])
+    return Problem(
+        name=said["name"],
+        statement=statement if said["asserts"] else said["prompt"],
+        public_tests=tuple(map(AssertTest, said["public"])),
+        private_tests=tuple(map(AssertTest, said["private"])),
+        correct_solutions=(said["solution"],),
+        **{name: said[name] for name in ("preamble", "entry_point", "signature", "setup")},
+    )
+
+
+def _from_columns(row: dict) -> Problem:
+    """A row of deepmind/code_contests, or of a file of your own."""
+
+    def tests(column: str) -> tuple[IoTest | AssertTest, ...]:
+        found = row.get(column) or []
+        if isinstance(found, list) and row.get("entry_point"):
+            return tuple(AssertTest(test) for test in found if ast.parse(test))
+        if isinstance(found, list):
+            found = {side: [test.get(side) for test in found] for side in ("input", "output")}
+        inputs, outputs = found["input"], found["output"]
+        if len(inputs) != len(outputs) or None in inputs or None in outputs:
+            raise ValueError(f"a test of {column} has no output, or no input")
+        return tuple(map(IoTest, inputs, outputs))
+
+    def solutions(column: str) -> tuple[str, ...]:
+        found = row.get(column) or []
+        if isinstance(found, list):
+            return tuple(found)
+        pairs = zip(found["language"], found["solution"], strict=True)
+        return tuple(text for language, text in pairs if language == PYTHON3)
+
+    limit = row.get("time_limit") or {}
+    if isinstance(limit, dict):
+        limit = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9  # 0: not stated
+    return Problem(
+        name=row["name"],
+        statement=row["description"],
+        public_tests=tests("public_tests"),
+        private_tests=tests("private_tests") + tests("generated_tests"),
+        limits=Limits(limit or Limits.seconds, row.get("memory_limit_bytes") or Limits.memory_bytes),
+        correct_solutions=solutions("solutions"),
+        incorrect_solutions=solutions("incorrect_solutions"),
+        group=f"difficulty {row['difficulty']}" if row.get("difficulty") is not None else "",
+        **{name: row.get(name) or "" for name in ("preamble", "entry_point", "signature", "setup")},
+    )
+
+
+# ---- where problems come from: files and the hub -----------------------------------------------------------
+
+FORMATS = (  # columns that must be there, and what makes a Problem of a row
+    ("task_id prompt entry_point canonical_solution base_input plus_input atol", _from_evalplus),
+    ("task_id prompt entry_point canonical_solution test", _from_evalplus),
+    ("task_id prompt code test_list test_imports test", _from_evalplus),
+    ("name description public_tests private_tests", _from_columns),
+)
+HUB = {  # repository, and its only split, which then serves for every split
+    "code_contests": ("deepmind/code_contests", ""),
+    "humaneval_plus": ("evalplus/humanevalplus", "test"),
+    "mbpp_plus": ("evalplus/mbppplus", "test"),
+}
+SPLITS = ("train", "valid", "test")
+SMALL = 1 << 26  # bytes of rows whose problems are made once and kept
+
+
+def _problem(stored: dict, where: str) -> Problem:
+    """The problem of a row, or of a row that is a line of JSON. Raises: ValueError, one sentence."""
+    row = stored
+    if list(stored) == ["text"]:
+        try:
+            row = json.loads(stored["text"])
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON: {error}") from error
+    try:
+        missing, make = min(
+            (([c for c in columns.split() if c not in row], make) for columns, make in FORMATS),
+            key=lambda fit: len(fit[0]),
+        )
+        if missing:
+            raise ValueError(f"no column {', '.join(missing)} among its columns {', '.join(row)}")
+        return make(row)
+    except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not understood: {error}") from error
 
 
 class Problems(Sequence):
     """Problems made of a table's rows when they are asked for: a large table stays on disk."""
 
-    def __init__(self, rows: datasets.Dataset, make: Callable[[dict], Problem]) -> None:
-        self.rows, self.make = rows, make
+    def __init__(self, rows: datasets.Dataset) -> None:
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, place: int | slice) -> "Problem | Problems":
         if isinstance(place, slice):
-            return Problems(self.rows.select(range(*place.indices(len(self)))), self.make)
-        return self.make(self.rows[place])
+            return Problems(self.rows.select(range(*place.indices(len(self)))))
+        return _problem(self.rows[place], f"row {place}")
 
 
-def _from_humaneval_plus(row: dict) -> Problem:
-    """A row of evalplus/humanevalplus.
+def _have_tests(batch: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
+    """Which CodeContests rows have public tests and private or generated ones, without reading any text."""
+    counts = []
+    for column in ("public_tests", "private_tests", "generated_tests"):
+        inputs, outputs = (pc.struct_field(batch[column], side) for side in ("input", "output"))
+        counts.append(pc.fill_null(pc.list_value_length(inputs), 0))
+        uneven = pc.not_equal(counts[-1], pc.fill_null(pc.list_value_length(outputs), 0))
+        if pc.any(uneven).as_py() or pc.list_flatten(outputs).null_count:
+            raise ValueError(
+                f"a test of {column} has no output: see {batch['name'].filter(uneven).to_pylist()}"
+            )
+    return pc.and_(pc.greater(counts[0], 0), pc.greater(pc.add(counts[1], counts[2]), 0))
 
-    Its `check` loops over inputs and results: each round becomes a test.
+
+def _open_parquet(files: Sequence[Path]) -> tuple[datasets.Dataset, int]:
+    """The rows of parquet files, CodeContests' without tests left out, and how many rows the files have.
+
+    They are copied into datasets' cache once, eight a piece, so that a row's columns lie side by side.
+    Datasets' own copying takes 1.8 GB for 13,000 problems, and spreads a row over the mapped file.
     """
-    source = row["test"]
-    check = next(
-        node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == "check"
+    tables = [pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) for file in files]
+    schema, stamp = tables[0].schema_arrow, [(file.resolve(), file.stat().st_mtime_ns) for file in files]
+    place = Path(
+        datasets.config.HF_DATASETS_CACHE, f"rlef-{hashlib.sha256(repr(stamp).encode()).hexdigest()}"
     )
-    lists = {node.targets[0].id: node.value.elts for node in check.body if isinstance(node, ast.Assign)}
-    (statement,) = next(node for node in check.body if isinstance(node, ast.For)).body
-    called = isinstance(statement, ast.Expr) and ast.unparse(statement.value.func) == "assertion"
-    expected = lists.get("results", [None] * len(lists["inputs"]))
-    tests = []
-    for given, result in zip(lists["inputs"], expected, strict=True):
-        values = {"inp": ast.unparse(given), "exp": result and ast.unparse(result)}
-        exact = (
-            called
-            and statement.value.args[2].value == 0
-            and not re.search(r"\d\.|\de|inf|nan", values["exp"] or ".0")
-        )
-        if exact:  # then the helper compares with == alone, and an assert can tell both values
-            code = f"assert candidate(*{values['inp']}) == {values['exp']}"
-        else:
-            code = re.sub(r"\b(inp|exp)\b", lambda m, v=values: v[m[1]], ast.unparse(statement))
-        tests.append(AssertTest(code))
-    head = source[: source.rindex("def check(")].replace("import numpy as np", "")
-    return Problem(
-        name=row["task_id"],
-        statement=row["prompt"],
-        public_tests=tuple(tests[:HUMANEVAL_PUBLIC_TESTS]),
-        private_tests=tuple(tests[HUMANEVAL_PUBLIC_TESTS:]),
-        correct_solutions=(row["canonical_solution"],),
-        preamble=row["prompt"],
-        entry_point=row["entry_point"],
-        setup=NUMPY_FOR_THE_JUDGE + head,
-    )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{place}.lock"):  # one rank copies, the others wait
+        if not place.exists():
+            beside = place.with_suffix(".partial")
+            with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+                for batch in itertools.chain(*(table.iter_batches(200) for table in tables)):
+                    kept = batch.filter(_have_tests(batch)) if "generated_tests" in schema.names else batch
+                    for start in range(0, len(kept), 8):
+                        writer.write_batch(kept.slice(start, 8))
+            beside.replace(place)
+    return datasets.Dataset.from_file(str(place)), sum(table.metadata.num_rows for table in tables)
 
 
-def _from_code_contests(row: dict) -> Problem:
-    """A row of deepmind/code_contests: private and generated tests score; Python 3 solutions are kept."""
-
-    def tests(name: str) -> tuple[IoTest, ...]:
-        return tuple(IoTest(*pair) for pair in zip(row[name]["input"], row[name]["output"], strict=True))
-
-    def solutions(name: str) -> tuple[str, ...]:
-        pairs = zip(row[name]["language"], row[name]["solution"], strict=True)
-        return tuple(text for language, text in pairs if language == PYTHON3)
-
-    seconds = row["time_limit"] and row["time_limit"]["seconds"] + row["time_limit"].get("nanos", 0) / 1e9
-    return Problem(
-        name=row["name"],
-        statement=row["description"],
-        public_tests=tests("public_tests"),
-        private_tests=tests("private_tests") + tests("generated_tests"),
-        limits=Limits(seconds or Limits.seconds, row["memory_limit_bytes"] or Limits.memory_bytes),
-        correct_solutions=solutions("solutions"),
-        incorrect_solutions=solutions("incorrect_solutions"),
-        group=f"difficulty {row['difficulty']}",
-    )
+def _files(source: str, split: str) -> list[Path]:
+    """The files of a path: itself, or in a folder those whose names begin with the split."""
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"{source} is neither a problem set (toy, {', '.join(HUB)}) nor a file")
+    files = sorted(path.rglob(f"{split}[-.]*")) if path.is_dir() else [path]
+    files = [file for file in files if file.name.endswith((".jsonl", ".jsonl.gz", ".parquet"))]
+    if not files:
+        raise ValueError(f"{source} holds no .jsonl, .jsonl.gz or .parquet" + f" of {split}" * path.is_dir())
+    return files
 
 
-SCHEMAS = {  # columns that tell a schema, and what makes a Problem of its rows
-    ("task_id", "prompt", "canonical_solution", "entry_point", "test"): _from_humaneval_plus,
-    (
-        "name",
-        "description",
-        "public_tests",
-        "private_tests",
-        "generated_tests",
-        "solutions",
-    ): _from_code_contests,
-}
-HUB = {"humaneval_plus": "evalplus/humanevalplus", "code_contests": "deepmind/code_contests"}
+def _rows(source: str, split: str) -> tuple[datasets.Dataset, int]:
+    """The stored rows, and how many there were before some were left out."""
+    try:
+        if source in HUB:
+            repository, only_split = HUB[source]
+            rows = datasets.load_dataset(repository, split=only_split or split)
+            total = len(rows)
+            if source == "code_contests":
+                masks = (_have_tests(batch).to_pylist() for batch in rows.with_format("arrow").iter(1000))
+                rows = rows.select([place for place, has in enumerate(itertools.chain(*masks)) if has])
+            return rows, total
+        files = _files(source, split)
+        if files[0].suffix == ".parquet":
+            return _open_parquet(files)
+        # As text, not as JSON: a column of evalplus's own files has other types in every row.
+        if not any(file.stat().st_size for file in files):
+            raise ValueError(f"{source} is empty")
+        rows = datasets.load_dataset("text", data_files=list(map(str, files)), split="train")
+        return rows, len(rows)
+    except (pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+        raise ValueError(f"{source} cannot be read: {error.__cause__ or error}") from error
 
 
 def load_problems(source: str, split: str) -> Sequence[Problem]:
     """The problems of a split ("train", "valid" or "test").
 
     Args:
-        source: "toy"; "humaneval_plus" or "code_contests" (from the hub); or a .jsonl, .jsonl.gz or .parquet
-        file
-            with the columns of one of these two, which serves for every split.
-    Raises: ValueError for an unknown source, split or schema, and where no problem is left;
-    FileNotFoundError.
+        source: "toy"; "code_contests", "humaneval_plus" or "mbpp_plus", from the hub; a .jsonl, .jsonl.gz or
+            .parquet file, which serves for every split; or a folder with files named by split.
+    Problems without public or without private tests are left out, as in the paper, and counted in print.
+    Raises: ValueError for an unknown split, rows that are not understood and where no problem is left;
+    FileNotFoundError. One sentence each.
     """
+    if split not in SPLITS:
+        raise ValueError(f"there is no split {split!r}, only {', '.join(SPLITS)}")
     if source == "toy":
         import toy  # here because toy.py builds its problems from this module's Problem and templates
 
         return toy.problems(split)
-    if source in HUB:
-        rows = datasets.load_dataset(HUB[source], split=split)
-    elif Path(source).suffix in (".gz", ".jsonl", ".parquet"):
-        if not Path(source).exists():
-            raise FileNotFoundError(f"there is no problem file {source}")
-        kind = "parquet" if source.endswith(".parquet") else "json"
-        rows = datasets.load_dataset(kind, data_files=source, split="train")
+    rows, total = _rows(source, split)
+    if (
+        "generated_tests" in rows.column_names
+    ):  # rows without tests have gone; perhaps too many to make them all
+        problems: Sequence[Problem] = Problems(rows)
+        assert not len(rows) or problems[0]
     else:
-        raise ValueError(
-            f"there is no problem set {source!r}: toy, {', '.join(HUB)}, or a .jsonl(.gz) or .parquet file"
-        )
-    make = next((make for columns, make in SCHEMAS.items() if set(columns) <= set(rows.column_names)), None)
-    if make is None:
-        wanted = " or ".join(", ".join(columns) for columns in SCHEMAS)
-        raise ValueError(f"{source} has the columns {', '.join(rows.column_names)}, but needs {wanted}")
-    if make is _from_code_contests:
-        # The paper drops what has no public or no private tests.
-        scored = [
-            bool(public["input"]) and bool(private["input"] or generated["input"])
-            for public, private, generated in zip(
-                rows["public_tests"], rows["private_tests"], rows["generated_tests"], strict=True
-            )
-        ]
-        kept = [place for place, keep in enumerate(scored) if keep]
-        dropped = len(scored) - len(kept)
-        print(f"{source}: {dropped} of {len(scored)} problems have no public or no private tests")
-        rows = rows.select(kept)
-    if not len(rows):
+        kept, made, small = [], [], rows.data.nbytes < SMALL
+        for number, row in enumerate(rows):
+            if row.get("text", "-").strip():
+                problem = _problem(row, f"{source}, {'line' if 'text' in row else 'row'} {number + 1},")
+                if problem.public_tests and problem.private_tests:
+                    kept.append(number)
+                    made += [problem] if small else []
+            else:
+                total -= 1  # an empty line
+        problems = made if small else Problems(rows.select(kept))
+    if len(problems) < total:
+        print(f"{source}: {total - len(problems)} of {total} problems have no public or no private tests")
+    if not problems:
         raise ValueError(f"{source} has no problem with public and private tests")
-    return Problems(rows, make)
+    return problems
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ from sandbox import Sandbox, TestResult, Verdict
 
 FENCE = re.compile(r"```(?:[ \t]*(?:python3?|py))?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 SENTINEL = "@response@"  # stands for a response when the chat template is rendered; never tokenized
+DATE = "26 Jul 2024"  # today, to chat templates that tell it
 CACHE_GROWTH = 256  # tokens by which the cache's capacity grows
 PREFILL_TOKENS = 32768  # of prompts and feedback, padding included, that go through the model at once
 
@@ -131,41 +132,53 @@ def extract_code(text: str) -> str | None:
 # ---- chat template: messages to token ids ------------------------------------------------------------------
 
 
-def _defused(tokenizer, message: str) -> str:
-    """Break up spelled-out special tokens: a program's output must not be able to end the user's turn."""
-    for token in tokenizer.all_special_tokens:
-        message = message.replace(token, f"{token[0]} {token[1:]}")
-    return message
+def _special_tokens(tokenizer) -> dict[int, str]:
+    """Ids and texts of the tokens that structure a dialog; the tokenizer's named ones are only some."""
+    return {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def _render(tokenizer, messages: list[dict]) -> str:
+    """The template's text of some messages, up to where the next response begins.
+
+    Special tokens that a user message spells out are broken up: a program's output must not be able to end
+    the user's turn. Templates that tell today's date get a fixed one, or the same seed would differ tomorrow.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError("the model's tokenizer has no chat template: give one with --chat_template FILE")
+    defused = []
+    for message in messages:
+        content = message["content"]
+        for token in _special_tokens(tokenizer).values():
+            content = content.replace(token, f"{token[0]} {token[1:]}")
+        defused.append(message | {"content": content})
+    options = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE}
+    return tokenizer.apply_chat_template(defused, **options)
 
 
 def prompt_ids(tokenizer, message: str) -> list[int]:
     """The ids of a dialog's first user message, up to where the response begins."""
-    if tokenizer.chat_template is None:
-        raise ValueError("the model's tokenizer has no chat template: give one with --chat_template FILE")
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": _defused(tokenizer, message)}],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    return tokenizer.encode(text, add_special_tokens=False)
+    text = _render(tokenizer, [{"role": "user", "content": message}])
+    return tokenizer.encode(text, add_special_tokens=False)  # the template has written the first one already
 
 
 def observation_ids(tokenizer, message: str) -> list[int]:
-    """What the template puts between one response and the next: end of turn, the user's message, the next
-    header.
-    """
-    dialog = [
-        {"role": "user", "content": "?"},
-        {"role": "assistant", "content": SENTINEL},
-        {"role": "user", "content": _defused(tokenizer, message)},
-    ]
-    text = tokenizer.apply_chat_template(dialog, tokenize=False, add_generation_prompt=True)
+    """The template's ids between two responses: end of turn, the user's message, the next header."""
+    contents = {"user": "?", "assistant": SENTINEL}
+    dialog = [{"role": role, "content": content} for role, content in contents.items()]
+    text = _render(tokenizer, [*dialog, {"role": "user", "content": message}])
     return tokenizer.encode(text.split(SENTINEL, 1)[1], add_special_tokens=False)
 
 
 def stop_ids(tokenizer) -> set[int]:
-    """Ids that end a response: the tokenizer's end token and the one with which the template ends a turn."""
-    return {tokenizer.eos_token_id, observation_ids(tokenizer, "?")[0]}
+    """Ids that end a response: the end token, and a special one with which the template ends a turn.
+
+    Raises: ValueError if there is neither.
+    """
+    template_end = observation_ids(tokenizer, "?")[0]
+    ends = {tokenizer.eos_token_id} | ({template_end} & _special_tokens(tokenizer).keys())
+    if ends == {None}:
+        raise ValueError("the tokenizer has no end token, and its chat template ends a turn with none")
+    return ends - {None}
 
 
 # ---- sampling ----------------------------------------------------------------------------------------------
