@@ -68,7 +68,7 @@ RPC_BYTES, RPC_DEPTH = 16 << 20, 200  # longest message between judge and progra
 SHOWN, STDOUT_SHOWN = 2000, 1 << 16  # characters of a value or a traceback, and of an output, in a result
 FILE_BYTES = 64 << 20  # of all files of a program together
 PROCESSES = 64  # and threads of one test
-SLOW_SECONDS = 0.5  # a test that takes longer no longer counts as one of the busy workers
+SLOW_SECONDS = 0.1  # a test that takes longer no longer counts as one of the busy workers
 WATCH_SECONDS = 0.05  # how often the memory of a process tree is looked at
 LOADED_EARLY = (
     "bisect collections copy datetime decimal fractions heapq itertools math random re string".split()
@@ -1021,7 +1021,7 @@ class Sandbox:
 
         Args:
             workers: tests that run at once; by default one for each core.
-            overcommit: a test that has run for half a second does not count any more, lest programs that hang
+            overcommit: a test that has run for a tenth of a second no longer counts, lest programs that hang
                 hold up the others, up to `overcommit` times `workers` of them. They share the cores.
         """
         self._keeper, theirs = socket.socketpair()

@@ -327,7 +327,11 @@ signal.signal(15, signal.SIG_IGN); signal.setitimer(signal.ITIMER_REAL, 99); dec
 sys.stdin.close()
 try: os.write(0, b'left in the input')
 except OSError: pass  # where programs may write no files
-if os.fork() == 0:
+try:
+    child = os.fork()
+except OSError:  # without a user namespace all that the user runs counts, bombs beside this one too
+    child = 1
+if not child:
     import time
     time.sleep(99)
 """
