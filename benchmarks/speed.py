@@ -198,14 +198,13 @@ def scale_weakly() -> None:
             lines = (Path(place) / str(ranks) / "metrics.jsonl").read_text().splitlines()[1:]
             spent = [json.loads(line)["seconds"] for line in lines]
             rates[ranks] = {name: min(s[name] for s in spent) for name in ("rollout", "prepare", "update")}
-    for phase, seconds in rates[1].items():
-        print(
-            f"{phase:<10}{seconds:>8.2f} s on one rank, {rates[2][phase]:>6.2f} s on two: {seconds / rates[2][phase]:.2f}"
-        )
+    for phase, one in rates[1].items():
+        two = rates[2][phase]
+        print(f"{phase:<10}{one:>8.2f} s on one rank, {two:>6.2f} s on two: efficiency {one / two:.2f}")
 
 
 def peak_of_logprobs(chunk: int) -> None:
-    """Print by how many MiB the log-probs of 1,024 tokens and their gradients raise the peak; chunk 0: naive."""
+    """Print by how many MiB log-probs of 1,024 tokens and their gradients raise the peak; chunk 0: naive."""
     head, hidden = nn.Linear(64, 128_256, bias=False), torch.randn(1024, 64, requires_grad=True)
     targets = torch.arange(1024)
     (head(hidden[:1]).sum() * 0).backward()
