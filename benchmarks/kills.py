@@ -1,4 +1,6 @@
-"""Kill a run at random moments, resume it, and compare it with one that was left alone: `kills.py [COUNT]`.
+"""Kill a run at random moments, resume it, and compare it with one that was left alone.
+
+    PYTHONPATH=.:tests python benchmarks/kills.py [COUNT]
 
 A tiny random model on the toy world, one process, a checkpoint after every iteration. Prints where each kill
 fell, and ends with exit code 1 if metrics, dialogs or weights differ in a single bit.
@@ -13,10 +15,6 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-
-HERE = Path(__file__).parent.parent
-sys.path.insert(0, str(HERE))
-sys.path.insert(0, str(HERE / "tests"))
 
 import torch
 from conftest import make_model
