@@ -187,9 +187,9 @@ def stop_ids(tokenizer) -> set[int]:
 class RaggedCache:
     """A key-value cache whose rows have lengths of their own; transformers' attention layers call `update`.
 
-    Row r holds `lengths[r]` tokens from position 0 on. A forward over `rows` writes each row's new keys behind
-    its old ones. Padding at the right of a shorter row writes too, behind its length, where the mask hides it
-    until it is overwritten.
+    Row r holds `lengths[r]` tokens from position 0 on. A forward over `rows` writes each row's new keys
+    behind its old ones. Padding at the right of a shorter row writes too, behind its length, where the mask
+    hides it until it is overwritten.
     """
 
     is_compileable = False
@@ -239,7 +239,7 @@ def _cache_argument(decoder: type) -> str:
 
 @torch.no_grad()
 def _forward(model, cache: RaggedCache, rows: slice, new_ids: list[list[int]]) -> torch.Tensor:
-    """Append `new_ids` (ragged, a list a row) to the cache; the logits behind each row's last token, (n, V)."""
+    """Append `new_ids` (ragged, a list a row) to the cache; logits behind each row's last token, (n, V)."""
     device = model.device
     counts = [len(ids) for ids in new_ids]
     width, lengths = max(counts), cache.lengths[rows]

@@ -38,43 +38,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import distributed
+import ppo
 import toy
 from data import Problem, load_problems
-from distributed import (
-    as_forward,
-    barrier,
-    checkpoints,
-    clip_gradients,
-    export,
-    for_sampling,
-    free_gathered,
-    gather,
-    joined,
-    load_model,
-    load_tokenizer,
-    rank,
-    ranks,
-    restore_checkpoint,
-    sandbox_workers,
-    save_checkpoint,
-    share,
-    total,
-)
+from distributed import as_forward, for_sampling, gather, load_model, rank, ranks
 from evaluate import evaluate, table
 from plan import GIB, report
-from ppo import (
-    Batch,
-    collate,
-    explained_variance,
-    mean_per_turn,
-    normalise,
-    policy_loss,
-    response_logprobs,
-    turn_kl,
-    turn_returns,
-    turn_rewards,
-    value_loss,
-)
 from rollout import Episode, RolloutSettings, rollout, show
 from sandbox import Sandbox
 from value_head import ValueModel
@@ -249,7 +219,7 @@ class Targets:
     returns: torch.Tensor  # (v,)
 
 
-def value_positions(batch: Batch, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
+def value_positions(batch: ppo.Batch, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns (v,) where the critic is read: before each turn, or (ablation) before each token."""
     if config.token_level_values:
         return batch.token_rows, batch.token_columns - 1
@@ -265,12 +235,12 @@ def prepare(policy, reference, critic, episodes: list[Episode], config: Config) 
     reading = config.temperature, config.logits_chunk
     mine = []
     for group in microbatches(episodes, config.microbatch_tokens, ranks())[rank() :: ranks()]:
-        batch = collate([episodes[i] for i in group], config.device)
-        logprobs, entropy = as_forward(response_logprobs, policy, batch, *reading)  # (R,), (R,)
-        initial, _ = as_forward(response_logprobs, reference, batch, *reading)  # (R,)
+        batch = ppo.collate([episodes[i] for i in group], config.device)
+        logprobs, entropy = as_forward(ppo.response_logprobs, policy, batch, *reading)  # (R,), (R,)
+        initial, _ = as_forward(ppo.response_logprobs, reference, batch, *reading)  # (R,)
         value = critic(batch.ids, *value_positions(batch, config))  # (v,)
         mine.append((group, [tensor.float().cpu() for tensor in (logprobs, initial, entropy, value)]))
-    free_gathered(policy, reference, critic)
+    distributed.free_gathered(policy, reference, critic)
     sizes = [sum(turn.end - turn.start for turn in episode.turns) for episode in episodes]
     turns = [len(episode.turns) for episode in episodes]
     parts = sizes if config.token_level_values else turns
@@ -282,33 +252,27 @@ def prepare(policy, reference, critic, episodes: list[Episode], config: Config) 
             pieces[i] = piece
     old_logprobs, initial, entropies, old_values = map(torch.cat, zip(*pieces, strict=True))  # (R,) * 3, (v,)
 
-    whole = collate(episodes, torch.device("cpu"))
+    whole = ppo.collate(episodes, torch.device("cpu"))
     of_token, count = whole.turn_of_token, len(whole.turn_rows)  # (R,), N
     spoken = [turn.behaviour_logprobs for episode in episodes for turn in episode.turns]
     behaviour = torch.tensor([logprob for turn in spoken for logprob in turn])  # (R,)
-    kl = turn_kl(old_logprobs, initial, of_token, count, config.product_kl)  # (N,)
-    rewards = turn_rewards(episodes) - config.beta * kl  # (N,)
-    returns = turn_returns(rewards, whole.turn_rows, config.gamma)  # (N,)
+    kl = ppo.turn_kl(old_logprobs, initial, of_token, count, config.product_kl)  # (N,)
+    rewards = ppo.turn_rewards(episodes) - config.beta * kl  # (N,)
+    returns = ppo.turn_returns(rewards, whole.turn_rows, config.gamma)  # (N,)
     if config.token_level_values:
         target = returns[of_token]  # (R,)
-        advantages = normalise(target - old_values)  # (R,)
+        advantages = ppo.normalise(target - old_values)  # (R,)
     else:
         target = returns  # (N,)
-        advantages = normalise(returns - old_values)[of_token]  # (R,)
-    constants = (
-        (behaviour, sizes),
-        (old_logprobs, sizes),
-        (advantages, sizes),
-        (old_values, parts),
-        (target, parts),
-    )
-    targets = [Targets(*piece) for piece in zip(*(tensor.split(of) for tensor, of in constants), strict=True)]
-    return targets, {
-        "reward": turn_rewards(episodes).sum().item() / len(episodes),
+        advantages = ppo.normalise(returns - old_values)[of_token]  # (R,)
+    of_tokens = [tensor.split(sizes) for tensor in (behaviour, old_logprobs, advantages)]
+    of_values = [tensor.split(parts) for tensor in (old_values, target)]
+    return [Targets(*piece) for piece in zip(*of_tokens, *of_values, strict=True)], {
+        "reward": ppo.turn_rewards(episodes).sum().item() / len(episodes),
         "return": returns.mean().item(),
-        "kl": mean_per_turn(old_logprobs - initial, of_token, count).mean().item(),
+        "kl": ppo.mean_per_turn(old_logprobs - initial, of_token, count).mean().item(),
         "entropy": entropies.mean().item(),
-        "explained_variance": explained_variance(old_values, target),
+        "explained_variance": ppo.explained_variance(old_values, target),
         "behaviour_ratio": (old_logprobs - behaviour).exp().mean().item(),
         "behaviour_gap": (old_logprobs - behaviour).abs().max().item(),
     }
@@ -322,18 +286,18 @@ def update(policy, critic, optimisers, schedules, episodes, targets: list[Target
     tokens = sum(len(target.old_logprobs) for target in targets)
     values_read = sum(len(target.returns) for target in targets)
     sums = dict.fromkeys(("policy_loss", "value_loss", "ratio", "clip_fraction", "approximate_kl"), 0.0)
-    worst = 0.0
+    worst, reading = 0.0, (config.temperature, config.logits_chunk)
     for group in microbatches(episodes, config.microbatch_tokens, ranks())[rank() :: ranks()]:
-        batch = collate([episodes[i] for i in group], config.device)
+        batch = ppo.collate([episodes[i] for i in group], config.device)
         behaviour, old, advantages, old_values, returns = (
             torch.cat([getattr(targets[i], entry.name) for i in group]).to(config.device)
             for entry in fields(Targets)
         )  # (R,), (R,), (R,), (v,), (v,)
-        logprobs, _ = as_forward(response_logprobs, policy, batch, config.temperature, config.logits_chunk)
-        loss = policy_loss(logprobs, old, behaviour, advantages, config.clip).sum() / tokens
+        logprobs, _ = as_forward(ppo.response_logprobs, policy, batch, *reading)  # (R,)
+        loss = ppo.policy_loss(logprobs, old, behaviour, advantages, config.clip).sum() / tokens
         loss.backward()
         values = critic(batch.ids, *value_positions(batch, config))  # (v,)
-        error = value_loss(values, old_values, returns, config.clip).sum() / values_read
+        error = ppo.value_loss(values, old_values, returns, config.clip).sum() / values_read
         error.backward()
         log_ratio = (logprobs - old).detach()  # (R,)
         ratio = log_ratio.exp()  # (R,)
@@ -345,11 +309,11 @@ def update(policy, critic, optimisers, schedules, episodes, targets: list[Target
         worst = max(worst, (ratio - 1).abs().max().item())
         if not np.isfinite(sums["policy_loss"] + sums["value_loss"]):
             raise FloatingPointError(f"rank {rank()}: the losses are {loss.item()} and {error.item()}")
-    sums = dict(zip(sums, total([*sums.values()]), strict=True)) | {"ratio_worst": max(gather([worst]))}
-    for name, network, optimiser, schedule in zip(
-        ("policy", "value"), (policy, critic), optimisers, schedules, strict=True
-    ):
-        sums[f"{name}_gradient"] = clip_gradients(network, config.max_gradient_norm)
+    sums = dict(zip(sums, distributed.total([*sums.values()]), strict=True))
+    sums["ratio_worst"] = max(gather([worst]))
+    networks = {"policy": policy, "value": critic}
+    for (name, network), optimiser, schedule in zip(networks.items(), optimisers, schedules, strict=True):
+        sums[f"{name}_gradient"] = distributed.clip_gradients(network, config.max_gradient_norm)
         if not np.isfinite(sums[f"{name}_gradient"]):
             raise FloatingPointError(f"rank {rank()}: the {name} gradient is {sums[f'{name}_gradient']}")
         optimiser.step()
@@ -390,7 +354,7 @@ def draw_problems(problems: Sequence[Problem], iteration: int, config: Config) -
 def sample(policy, tokenizer, problems, sandbox, settings, iteration: int, config: Config) -> list[Episode]:
     """The rollouts of an iteration: each rank samples its share, then all know all."""
     drawn = draw_problems(problems, iteration, config)
-    mine, first = share(len(drawn)), iteration * config.batch_episodes
+    mine, first = distributed.share(len(drawn)), iteration * config.batch_episodes
     with for_sampling(policy, config.device, config.dtype, config.gather_weights) as sampler:
         episodes = rollout(
             sampler,
@@ -478,22 +442,19 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
     """
     state_dtype = config.dtype if config.bf16_state else "float32"
     alone = state_dtype == config.dtype and not config.cpu_offload
-    with Sandbox(sandbox_workers()) as sandbox, joined(config.device, alone) as device:
+    workers = distributed.sandbox_workers()
+    with Sandbox(workers) as sandbox, distributed.joined(config.device, alone) as device:
         return _train(replace(config, device=device), state_dtype, sandbox, stopped)
 
 
 def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable[[], bool]) -> dict | None:
     began = time.perf_counter()
     if config.minibatch_episodes % ranks():
-        raise ValueError(
-            f"minibatch_episodes {config.minibatch_episodes} is not a multiple of {ranks()} ranks"
-        )
+        raise ValueError(f"minibatch_episodes {config.minibatch_episodes} does not divide by {ranks()} ranks")
     run = Path(config.output)
-    saved = checkpoints(run / "checkpoints")
+    saved = distributed.checkpoints(run / "checkpoints")
     if saved and not config.resume and not (run / "result.json").exists():
-        raise ValueError(
-            f"{run} holds an unfinished run: go on with --resume {run}, or give another --output"
-        )
+        raise ValueError(f"{run} is unfinished: go on with --resume {run}, or give another --output")
 
     def split(name: str) -> Sequence[Problem]:
         problems = load_problems(config.problems, name) if name else []
@@ -504,8 +465,8 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         config = replace(config, model=str(run.parent / "toy-base"))
         if rank() == 0:
             toy.ensure_base(Path(config.model), seed=0)
-        barrier()
-    tokenizer = load_tokenizer(config.model, config.chat_template, config.gguf_file)
+        distributed.barrier()
+    tokenizer = distributed.load_tokenizer(config.model, config.chat_template, config.gguf_file)
     torch.manual_seed(config.seed)
     loading = {name: getattr(config, name) for name in ("device", "dtype", "attention", "cpu_offload")}
     source = {"model": config.model, "gguf_file": config.gguf_file}
@@ -521,12 +482,13 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: min(1.0, (n + 1) / config.warmup_updates))
         for optimiser in optimisers
     ]
-    trained = dict(
-        zip(("policy", "critic"), zip((policy, critic), optimisers, schedules, strict=True), strict=True)
-    )
+    trained = {
+        "policy": (policy, optimisers[0], schedules[0]),
+        "critic": (critic, optimisers[1], schedules[1]),
+    }
     progress = {"iteration": 0, "best": -1.0, "before": None, "metrics.jsonl": 0, "dialogs.txt": 0}
     if config.resume and saved:
-        restore_checkpoint(saved[-1], trained)
+        distributed.restore_checkpoint(saved[-1], trained)
         progress = json.loads((saved[-1] / "about.json").read_text())
     seconds: dict[str, float] = progress.setdefault("seconds", {"start": time.perf_counter() - began})
     if rank() == 0:
@@ -538,23 +500,16 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         for name in ("metrics.jsonl", "dialogs.txt"):
             append(run / name, "")
             os.truncate(run / name, progress[name])
-    barrier()
-    sampling = RolloutSettings(
-        config.turn_limit,
-        config.max_new_tokens,
-        config.context,
-        config.temperature,
-        feedback=config.feedback,
-        batch_rows=config.batch_rows,
-    )
-    judging = replace(
-        sampling, temperature=config.evaluation_temperature, top_p=config.evaluation_top_p, feedback="true"
-    )
+    distributed.barrier()
+    alike = {f.name for f in fields(RolloutSettings)} & asdict(config).keys()
+    shared = {name: getattr(config, name) for name in alike}
+    sampling = RolloutSettings(**shared)
+    colder = {"temperature": config.evaluation_temperature, "top_p": config.evaluation_top_p}
+    judging = replace(sampling, feedback="true", **colder)
 
     def save() -> None:
-        save_checkpoint(
-            run / "checkpoints" / f"{progress['iteration']:06d}", trained, progress, config.keep_checkpoints
-        )
+        directory = run / "checkpoints" / f"{progress['iteration']:06d}"
+        distributed.save_checkpoint(directory, trained, progress, config.keep_checkpoints)
 
     if test and not progress["before"]:
         started = time.perf_counter()
@@ -562,15 +517,8 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         seconds["probe"] = time.perf_counter() - started
     stop = False
     first = progress["iteration"]
-    bar = tqdm(
-        range(first, config.iterations),
-        "RLEF",
-        config.iterations,
-        initial=first,
-        unit="iteration",
-        disable=rank() > 0,
-    )
-    for iteration in bar:
+    bar = tqdm(total=config.iterations, initial=first, desc="RLEF", unit="iteration", disable=rank() > 0)
+    for iteration in range(first, config.iterations):
         clock = [time.perf_counter()]
         episodes = sample(policy, tokenizer, training, sandbox, sampling, iteration, config)
         clock.append(time.perf_counter())
@@ -585,7 +533,7 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
             try:
                 updates.append(update(policy, critic, optimisers, schedules, *part, config))
             except FloatingPointError as error:
-                good = (checkpoints(run / "checkpoints") or ["none"])[-1]
+                good = (distributed.checkpoints(run / "checkpoints") or ["none"])[-1]
                 at = f"iteration {iteration + 1}, update {len(updates) + 1}"
                 raise FloatingPointError(f"{at}, {error}; last good checkpoint: {good}") from error
         clock.append(time.perf_counter())
@@ -596,13 +544,12 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         last = iteration + 1 == config.iterations
         if valid and (last or (iteration + 1) % config.evaluate_every == 0):
             with for_sampling(policy, config.device, config.dtype, config.gather_weights) as sampler:
-                summary, _ = evaluate(
-                    sampler, tokenizer, valid, sandbox, judging, config.evaluation_rollouts, config.seed
-                )
+                times, seed = config.evaluation_rollouts, config.seed
+                summary, _ = evaluate(sampler, tokenizer, valid, sandbox, judging, times, seed)
             entry["valid_solved"] = summary["solved"]
             if summary["solved"] > progress["best"]:
                 progress["best"] = summary["solved"]
-                export(policy, tokenizer, run / "best", config.dtype)
+                distributed.export(policy, tokenizer, run / "best", config.dtype)
         clock.append(time.perf_counter())
         phases = ("rollout", "prepare", "update", "evaluate")
         entry["seconds"] = dict(zip(phases, np.diff(clock).tolist(), strict=True))
@@ -621,15 +568,17 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
             f"solved {' '.join(f'{s:.2f}' for s in entry['solved_by_turn'])} "
             f"repeats {entry['repeats']:.2f} kl {entry['kl']:.3f} valid {max(progress['best'], 0):.2f}"
         )
+        bar.update()
         if stop:
             break
+    bar.close()
     if stop:
         save()
         if rank() == 0:
             print(f"stopped after iteration {progress['iteration']}: go on with --resume {run}")
         return None
     if not valid:
-        export(policy, tokenizer, run / "best", config.dtype)
+        distributed.export(policy, tokenizer, run / "best", config.dtype)
     before, after = progress["before"], None
     if test:
         started = time.perf_counter()

@@ -1,6 +1,6 @@
 """Speed and memory as ratios, both sides in one run.
 
-    python benchmarks/speed.py [rollout | update | scaling | memory ...]
+    PYTHONPATH=. python benchmarks/speed.py [rollout | update | scaling | memory ...]
 
 rollout   tokens/s of 3-turn dialogs of mixed lengths: rollout(), static `generate`, `generate_batch`
 update    tokens/s of an update of both networks, against bare forward and backward passes without padding
@@ -16,8 +16,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from torch import nn
@@ -138,18 +136,18 @@ def compare_updates() -> None:
     model = make_model(tokenizer)
     policy, critic = model, ValueModel(make_model(tokenizer))
     head = Ending(model.get_output_embeddings(), tokenizer.eos_token_id)
-    plain, config = model.get_output_embeddings(), Config(device="cpu", microbatch_tokens=4096, context=1024)
+    plain, config = model.get_output_embeddings(), Config(device="cpu", microbatch_tokens=1024, context=1024)
     model.set_output_embeddings(head)
     with Sandbox(1) as sandbox:
         settings = RolloutSettings(3, LONGEST, 1024, batch_rows=ROWS)
-        episodes = rollout(model, tokenizer, toy.problems("test")[:DIALOGS], sandbox, settings, seed=0)
+        episodes = rollout(model, tokenizer, toy.problems("test")[:64], sandbox, settings, seed=0)
     model.set_output_embeddings(plain)
     targets, _ = prepare(policy, policy, critic, episodes, config)
     optimisers = [torch.optim.SGD(network.parameters(), lr=0.0) for network in (policy, critic)]
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: 1.0) for optimiser in optimisers]
     tokens = sum(len(episode.ids) for episode in episodes)
     every = torch.tensor([i for episode in episodes for i in episode.ids])
-    rows = [every[start : start + tokens // 40] for start in range(0, tokens, tokens // 40)]
+    rows = [every[start : start + tokens // 64] for start in range(0, tokens, tokens // 64)]
     spoken = sum(turn.end - turn.start for episode in episodes for turn in episode.turns)
     groups = microbatches(episodes, config.microbatch_tokens)
     padded = sum(len(group) * max(len(episodes[i].ids) for i in group) for group in groups)
@@ -160,9 +158,10 @@ def compare_updates() -> None:
         return tokens
 
     def bare() -> int:
-        """The same number of tokens in rows of one length, the same share of them with logits."""
-        for start in range(0, len(rows), 8):
-            part = [row for row in rows[start : start + 8] if len(row) == len(rows[0])]
+        """As many tokens in rows of the mean length, as many a pass, the same share of them with logits."""
+        together = config.microbatch_tokens // len(rows[0])
+        for start in range(0, len(rows), together):
+            part = [row for row in rows[start : start + together] if len(row) == len(rows[0])]
             ids = torch.stack(part or rows[-1:])  # (B, T)
             hidden = policy.get_decoder()(ids, use_cache=False).last_hidden_state  # (B, T, D)
             hidden = hidden.flatten(0, 1)[: ids.numel() * spoken // tokens]  # (R, D)
@@ -198,14 +197,13 @@ def scale_weakly() -> None:
             lines = (Path(place) / str(ranks) / "metrics.jsonl").read_text().splitlines()[1:]
             spent = [json.loads(line)["seconds"] for line in lines]
             rates[ranks] = {name: min(s[name] for s in spent) for name in ("rollout", "prepare", "update")}
-    for phase, seconds in rates[1].items():
-        print(
-            f"{phase:<10}{seconds:>8.2f} s on one rank, {rates[2][phase]:>6.2f} s on two: {seconds / rates[2][phase]:.2f}"
-        )
+    for phase, one in rates[1].items():
+        two = rates[2][phase]
+        print(f"{phase:<10}{one:>8.2f} s on one rank, {two:>6.2f} s on two: efficiency {one / two:.2f}")
 
 
 def peak_of_logprobs(chunk: int) -> None:
-    """Print by how many MiB the log-probs of 1,024 tokens and their gradients raise the peak; chunk 0: naive."""
+    """Print by how many MiB log-probs of 1,024 tokens and their gradients raise the peak; chunk 0: naive."""
     head, hidden = nn.Linear(64, 128_256, bias=False), torch.randn(1024, 64, requires_grad=True)
     targets = torch.arange(1024)
     (head(hidden[:1]).sum() * 0).backward()

@@ -1,0 +1,67 @@
+"""What only a GPU can show: bf16 sampling against bf16 training, an iteration at 1B, the plan against it."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import plan
+import toy
+from train import Config, train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, none is here")
+SHAPE = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+SHAPE |= {"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Config, dict, float]:
+    """One iteration of a random Llama of 1B's shape: its settings, its metrics, the peak of its memory."""
+    place, tokenizer = tmp_path_factory.mktemp("gpu"), toy.build_tokenizer()
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16).save_pretrained(place / "base")
+    tokenizer.save_pretrained(place / "base")
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    config = Config(
+        model=str(place / "base"),
+        output=str(place / "run"),
+        device="cuda",
+        dtype="bfloat16",
+        gradient_checkpointing=True,
+        iterations=1,
+        batch_episodes=32,
+        minibatch_episodes=32,
+        batch_rows=32,
+        max_new_tokens=128,
+        context=1024,
+        microbatch_tokens=8192,
+        logits_chunk=1024,
+        valid_split="",
+        test_split="",
+        limit_problems=32,
+    )
+    train(config)
+    metrics = json.loads((place / "run" / "metrics.jsonl").read_text())
+    return config, metrics, torch.cuda.max_memory_allocated()
+
+
+def test_bf16_log_probs_of_sampling_and_training_agree(run):
+    _, metrics, _ = run
+    print({name: metrics[name] for name in ("behaviour_ratio", "behaviour_gap", "first_ratio_worst")})
+    assert metrics["behaviour_ratio"] == pytest.approx(1, abs=0.01)
+    assert metrics["first_ratio_worst"] < 0.05
+
+
+def test_an_iteration_of_a_1b_shape_updates_the_policy(run):
+    _, metrics, _ = run
+    assert metrics["policy_gradient"] > 0 and metrics["value_gradient"] > 0
+
+
+def test_peak_memory_is_what_the_plan_says(run):
+    config, _, peak = run
+    planned = plan.total(plan.memory(config, ranks=1))
+    print(f"peak {peak / plan.GIB:.2f} GiB, planned {planned / plan.GIB:.2f} GiB")
+    assert peak == pytest.approx(planned, rel=0.1)
