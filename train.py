@@ -449,6 +449,8 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
 
 def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable[[], bool]) -> dict | None:
     began = time.perf_counter()
+    if sandbox.layers_off and rank() == 0:
+        print(f"sandbox: {sandbox.layers_off}", file=sys.stderr)
     if config.minibatch_episodes % ranks():
         raise ValueError(f"minibatch_episodes {config.minibatch_episodes} does not divide by {ranks()} ranks")
     run = Path(config.output)

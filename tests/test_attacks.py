@@ -186,7 +186,7 @@ CALLS = {  # programs with a function; what it returns must not be equal to anyt
             "strange error": 'b\'{"error": [], "message": {}, "traceback": 1}\'',
             "error: exit": 'b\'{"error": "SystemExit", "message": "0", "traceback": ""}\'',
             "colliding keys": 'b\'{"value": {"set": [\' + b",".join(b\'{"int": "%s"}\' % hex(i * (2**61 - 1)).encode()'
-            " for i in range(1, 40000)) + b']}, \"given\": 1}'",
+            " for i in range(1, 12000)) + b']}, \"given\": 1}'",
         }.items()
     },
 }

@@ -234,11 +234,12 @@ def shared(name: str) -> str:
     ],
 )
 def test_canonical_solutions_of_the_real_sets_pass(sandbox, name, count):
-    """Three base and three plus tests of each: all 125,000 would take half an hour."""
+    """Three base and three plus tests of a part: test_sandbox_humaneval.py runs all of them."""
     loaded = load_problems(shared(name), "test")
     assert len(loaded) == count
-    jobs = [make_job(p, p.correct_solutions[0], p.public_tests[:3] + p.private_tests[-3:]) for p in loaded]
-    for problem, results in zip(loaded, sandbox.run(jobs), strict=True):
+    some = [loaded[i] for i in range(0, count, max(1, count // 12))]
+    jobs = [make_job(p, p.correct_solutions[0], p.public_tests[:3] + p.private_tests[-3:]) for p in some]
+    for problem, results in zip(some, sandbox.run(jobs), strict=True):
         assert {result.verdict.value for result in results} == {"passed"}, problem.name
 
 
