@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from conftest import make_model
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import toy
@@ -118,7 +119,9 @@ def assert_same_run(run: Path, other: Path, tolerance: float) -> None:
 
 @pytest.mark.parametrize(("count", "gather_weights"), [(2, True), (4, False)])
 def test_any_number_of_ranks_gives_the_same_metrics_and_weights(config, one, tmp_path, count, gather_weights):
-    run_ranks(count, train, replace(config, output=str(tmp_path / "run"), gather_weights=gather_weights))
+    # Checkpointed activations too: they must change nothing.
+    how = {"gather_weights": gather_weights, "gradient_checkpointing": gather_weights}
+    run_ranks(count, train, replace(config, output=str(tmp_path / "run"), **how))
     assert_same_run(tmp_path / "run", one, 1e-5)
 
 
@@ -270,3 +273,18 @@ def test_a_loss_that_is_not_finite_names_step_rank_and_last_good_checkpoint(conf
     assert process.exitcode == 1
     message = (tmp_path / "stderr.txt").read_text()
     assert re.search(r"iteration 1, update 2, rank 0: .*nan.*last good checkpoint: none", message)
+
+
+@pytest.mark.parametrize(("count", "state"), [(1, False), (2, True)])
+def test_bf16_samples_what_it_trains_on_and_keeps_its_state_as_asked(config, tmp_path, count, state):
+    how = {"dtype": "bfloat16", "bf16_state": state, "gather_weights": count == 1, "iterations": 1}
+    run = replace(config, output=str(tmp_path / "run"), valid_split="", **how)
+    run_ranks(count, train, run)
+    (entry,) = metrics(tmp_path / "run")
+    assert entry["first_ratio_worst"] == 0
+    assert 0 < entry["behaviour_gap"] < 0.1
+    metadata = FileSystemReader(tmp_path / "run" / "checkpoints" / "000001").read_metadata()
+    kept = metadata.state_dict_metadata["policy.network.model.norm.weight"].properties.dtype
+    assert kept == (torch.bfloat16 if state else torch.float32)
+    exported = load_file(tmp_path / "run" / "best" / "model.safetensors")
+    assert {tensor.dtype for tensor in exported.values()} == {torch.bfloat16}
