@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
 import socket
 import time
 from dataclasses import replace
@@ -23,7 +24,7 @@ import toy
 from distributed import checkpoints, export, for_sampling, joined, load_model, load_tokenizer, rank
 from rollout import RolloutSettings, rollout
 from sandbox import Sandbox
-from train import Config, train
+from train import Config, heed_signals, train
 
 # Ranks are forked from a server that has imported this module, and made the toy world's problems, once.
 TRAIN, VALID = toy.problems("train"), toy.problems("valid")
@@ -169,6 +170,25 @@ def test_a_run_killed_again_and_again_ends_bit_equal_to_one_that_was_not(config,
     run_ranks(1, train, replace(config, output=str(run), resume=str(run)))
     assert_identical(run, one)
     assert len(checkpoints(run / "checkpoints")) == config.keep_checkpoints
+
+
+def train_heeding_signals(config: Config) -> None:
+    assert train(config, heed_signals()) is None
+
+
+@pytest.mark.parametrize(("number", "reached"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+def test_a_signal_saves_and_ends_well_and_nothing_is_lost(config, one, tmp_path, number, reached):
+    run = replace(config, output=str(tmp_path / "run"), checkpoint_every=100)
+    (process,) = start_ranks(1, train_heeding_signals, run)
+    written = tmp_path / "run" / "metrics.jsonl"
+    while process.is_alive() and not (written.exists() and (len(metrics(written.parent)) or not reached)):
+        time.sleep(0.001)
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 0
+    assert reached <= len(checkpoints(tmp_path / "run" / "checkpoints")) <= 1
+    run_ranks(1, train, replace(run, resume=run.output))
+    assert_identical(tmp_path / "run", one)
 
 
 def train_until_iteration(config: Config, last: int) -> None:
