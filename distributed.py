@@ -242,11 +242,11 @@ def load_model(
         # transformers 5.24 renames the method.
         enable = getattr(language_model, "activation_checkpointing_enable", None)
         (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
-    if not dist.is_initialized():
-        return wrap(language_model).to(device).train(gradient_checkpointing)
-    return _shard(language_model, wrap, directory, device, getattr(torch, dtype), cpu_offload).train(
-        gradient_checkpointing
-    )
+    if dist.is_initialized():
+        network = _shard(language_model, wrap, directory, device, getattr(torch, dtype), cpu_offload)
+    else:
+        network = wrap(language_model).to(device)
+    return network.train(gradient_checkpointing)  # transformers checkpoints only when training
 
 
 def _dequantised() -> dict:
@@ -264,24 +264,17 @@ def _shard(
     """Shard a model of the meta device, then read each rank's pieces: no rank ever holds all of it."""
     stored_names = {id(parameter): name for name, parameter in language_model.named_parameters()}
     network = wrap(language_model)
-    names = {
-        own: stored_names[id(parameter)]
-        for own, parameter in network.named_parameters()
-        if id(parameter) in stored_names
-    }
-    options = {
-        "mesh": dist.init_device_mesh(device.partition(":")[0], (ranks(),)),
-        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
-    }
+    names = {own: stored_names[id(p)] for own, p in network.named_parameters() if id(p) in stored_names}
+    offload = offload and device != "cpu"
+    options = {"mesh": dist.init_device_mesh(device.partition(":")[0], (ranks(),))}
+    options["offload_policy"] = CPUOffloadPolicy() if offload else OffloadPolicy()
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     new = [m for m in network.modules() if {id(p) for p in m.parameters(recurse=False)} - stored_names.keys()]
     for head in new:
         fully_shard(head, **options)  # a new head keeps its own number type, fp32
     for part in (*language_model.get_decoder().layers, network):
         fully_shard(part, mp_policy=mixed, **options)
-    for part in network.modules():
-        if not isinstance(part, FSDPModule):
-            continue
+    for part in (module for module in network.modules() if isinstance(module, FSDPModule)):
         part.set_force_sum_reduction_for_comms(True)  # gloo has no other; with factor 1 it is a plain sum
         part.set_gradient_divide_factor(1.0)
     for module in network.modules():

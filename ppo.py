@@ -3,14 +3,12 @@
 Paper: section 2.2. Three things differ from the PPO of other language-model code:
 
 1. The reward, the return and the advantage belong to a *turn*. Every token of a response gets the one
-advantage of its turn:
-   A_t = G_t - V(c_t), with G_t = sum over i >= t of R_i. No GAE, gamma 1.
+   advantage of its turn: A_t = G_t - V(c_t), with G_t = sum over i >= t of R_i. No GAE, gamma 1.
 2. The KL penalty of a turn compares the *geometric means* of the token probabilities, pi^(1/n) and
-rho^(1/n): the mean log-ratio
-   rather than its sum. A long response is not punished for being long.
+   rho^(1/n): the mean log-ratio rather than its sum. A long response is not punished for being long.
 3. The ratio carries min(pi / pi_b, 1) as a constant factor, for rollouts that were sampled by other weights
-or kernels (pi_b, recorded
-   while sampling) than those of the update's start (pi_old, recomputed by the same forward that is trained).
+   or kernels (pi_b, recorded while sampling) than those of the update's start (pi_old, recomputed by the
+   same forward that is trained).
 
 Shapes. B dialogs of up to T tokens are padded at the right: attention is causal, so padding changes nothing
 and needs no mask. From there on there is no padding either: the R response tokens of a batch lie behind one
@@ -69,8 +67,7 @@ def chunked_logprobs(
     Logits of `chunk` tokens are made, used and dropped; the backward pass makes them again. In fp32: the
     log-softmax of bf16 logits errs by 0.03 a token.
 
-    Args: hidden (R, D) in front of each target; head: D -> V; targets (R,); temperature of the sampling
-    distribution.
+    Args: hidden (R, D) in front of each target; head: D -> V; targets (R,); temperature that was sampled at.
     Returns: log-probs (R,), entropies (R,) without gradient.
     """
 
@@ -91,8 +88,7 @@ def chunked_logprobs(
 def response_logprobs(
     model: PreTrainedModel, batch: Batch, temperature: float, chunk: int = 1024
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs (R,) of all response tokens of all turns, and entropies (R,), from one forward over the
-    whole dialogs.
+    """Log-probs and entropies, (R,) each, of all response tokens, from one forward over the whole dialogs.
 
     Sampling divided the logits by `temperature`, so training must too, or the ratio is not 1 at the start.
     """
@@ -120,8 +116,7 @@ def turn_kl(
 ) -> torch.Tensor:
     """KL estimate of each turn, (N,), from the log-probs (R,) of policy and initial policy (section 2.2).
 
-    Log-ratio of the geometric means of the token probabilities; `product` gives that of the plain products
-    (ablation).
+    Log-ratio of the geometric means of the token probabilities; `product`: of their products (ablation).
     """
     log_ratio = logprobs - reference_logprobs  # (R,)
     if product:
@@ -130,10 +125,7 @@ def turn_kl(
 
 
 def turn_rewards(episodes: Sequence[Episode]) -> torch.Tensor:
-    """r_t of all turns, (N,): +1 or -1 for the solution.
-
-    Before it, -0.2 for a response without valid code, else 0.
-    """
+    """r_t of all turns, (N,): +1 or -1 for the solution; before it -0.2 without valid code, else 0."""
     rewards = []
     for episode in episodes:
         rewards += [-0.2 if turn.code is None else 0.0 for turn in episode.turns[:-1]]
@@ -142,10 +134,7 @@ def turn_rewards(episodes: Sequence[Episode]) -> torch.Tensor:
 
 
 def turn_returns(rewards: torch.Tensor, turn_rows: torch.Tensor, gamma: float = 1.0) -> torch.Tensor:
-    """G_t = R_t + gamma * G_{t+1} within each episode, (N,).
-
-    Turns of an episode are neighbours in `turn_rows` (N,).
-    """
+    """G_t = R_t + gamma * G_{t+1} within each episode, (N,); its turns are neighbours in `turn_rows` (N,)."""
     returns = rewards.clone()  # (N,)
     for n in range(len(rewards) - 2, -1, -1):
         if turn_rows[n] == turn_rows[n + 1]:
@@ -181,18 +170,12 @@ def policy_loss(
 def value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip: float = 0.2
 ) -> torch.Tensor:
-    """Clipped squared error of each value, (N,).
-
-    The caller averages over all turns of the minibatch, on all ranks.
-    """
+    """Clipped squared error of each value, (N,); the caller averages over the minibatch, on all ranks."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)  # (N,)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
-    """1 - Var(G - V) / Var(G), both (N,): 1 is a perfect critic, 0 one that knows the mean.
-
-    Nan where G is constant.
-    """
+    """1 - Var(G - V) / Var(G), both (N,): 1 is perfect, 0 knows the mean; nan where G is constant."""
     variance = returns.var(correction=0)
     return float("nan") if variance == 0 else float(1 - (returns - values).var(correction=0) / variance)

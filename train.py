@@ -510,6 +510,8 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
     judging = replace(sampling, feedback="true", **colder)
 
     def save() -> None:
+        if progress["iteration"] == 0:
+            return  # nothing is lost, and DCP would count a step of optimisers that have made none
         directory = run / "checkpoints" / f"{progress['iteration']:06d}"
         distributed.save_checkpoint(directory, trained, progress, config.keep_checkpoints)
 
@@ -598,22 +600,27 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
     return result
 
 
-if __name__ == "__main__":
-    signals: list[int] = []
+def heed_signals() -> Callable[[], bool]:
+    """From now on SIGTERM and Ctrl-C only make the result true; a second one ends the process at once."""
+    received: list[int] = []
 
     def note(number: int, _frame: object) -> None:
-        signals.append(number)
-        signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
 
-    for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, note)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+    return lambda: bool(received)
+
+
+if __name__ == "__main__":
     try:
         config = parse_config()
         if config.plan:
             text, fits = report(config, config.ranks, config.gpu_gib * GIB)
             print(text)
             sys.exit(0 if fits else 2)
-        train(config, lambda: bool(signals))
+        train(config, heed_signals())
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)

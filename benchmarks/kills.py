@@ -62,7 +62,7 @@ def main(kills: int) -> int:
     theirs, done, same = result_of(place / "whole"), 0, True
     while done < kills:
         process = start(run)
-        process.join(draw.uniform(0, 0.4 * whole))
+        process.join(draw.uniform(0, 0.25 * whole))
         if process.exitcode is None:
             process.kill()
             process.join()

@@ -75,7 +75,7 @@ def side_by_side(columns: dict, rounds: int = 2) -> None:
             print(f"  {name}: {rate:.0f} tokens/s", flush=True)
     first = next(iter(best.values()))
     for name, rate in best.items():
-        print(f"{name:<44}{rate:>10.0f} tokens/s   {first / rate:>6.2f} of it by the first")
+        print(f"{name:<44}{rate:>10.0f} tokens/s   the first is {first / rate:.2f} times as fast")
 
 
 def compare_rollouts() -> None:

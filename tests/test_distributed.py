@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
 import socket
 import time
 from dataclasses import replace
@@ -16,13 +17,14 @@ import torch
 import torch.distributed as dist
 from conftest import make_model
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import toy
 from distributed import checkpoints, export, for_sampling, joined, load_model, load_tokenizer, rank
 from rollout import RolloutSettings, rollout
 from sandbox import Sandbox
-from train import Config, train
+from train import Config, heed_signals, train
 
 # Ranks are forked from a server that has imported this module, and made the toy world's problems, once.
 TRAIN, VALID = toy.problems("train"), toy.problems("valid")
@@ -118,7 +120,9 @@ def assert_same_run(run: Path, other: Path, tolerance: float) -> None:
 
 @pytest.mark.parametrize(("count", "gather_weights"), [(2, True), (4, False)])
 def test_any_number_of_ranks_gives_the_same_metrics_and_weights(config, one, tmp_path, count, gather_weights):
-    run_ranks(count, train, replace(config, output=str(tmp_path / "run"), gather_weights=gather_weights))
+    # Checkpointed activations too: they must change nothing.
+    how = {"gather_weights": gather_weights, "gradient_checkpointing": gather_weights}
+    run_ranks(count, train, replace(config, output=str(tmp_path / "run"), **how))
     assert_same_run(tmp_path / "run", one, 1e-5)
 
 
@@ -166,6 +170,25 @@ def test_a_run_killed_again_and_again_ends_bit_equal_to_one_that_was_not(config,
     run_ranks(1, train, replace(config, output=str(run), resume=str(run)))
     assert_identical(run, one)
     assert len(checkpoints(run / "checkpoints")) == config.keep_checkpoints
+
+
+def train_heeding_signals(config: Config) -> None:
+    assert train(config, heed_signals()) is None
+
+
+@pytest.mark.parametrize(("number", "reached"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+def test_a_signal_saves_and_ends_well_and_nothing_is_lost(config, one, tmp_path, number, reached):
+    run = replace(config, output=str(tmp_path / "run"), checkpoint_every=100)
+    (process,) = start_ranks(1, train_heeding_signals, run)
+    written = tmp_path / "run" / "metrics.jsonl"
+    while process.is_alive() and not (written.exists() and (len(metrics(written.parent)) or not reached)):
+        time.sleep(0.001)
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 0
+    assert reached <= len(checkpoints(tmp_path / "run" / "checkpoints")) <= 1
+    run_ranks(1, train, replace(run, resume=run.output))
+    assert_identical(tmp_path / "run", one)
 
 
 def train_until_iteration(config: Config, last: int) -> None:
@@ -270,3 +293,18 @@ def test_a_loss_that_is_not_finite_names_step_rank_and_last_good_checkpoint(conf
     assert process.exitcode == 1
     message = (tmp_path / "stderr.txt").read_text()
     assert re.search(r"iteration 1, update 2, rank 0: .*nan.*last good checkpoint: none", message)
+
+
+@pytest.mark.parametrize(("count", "state"), [(1, False), (2, True)])
+def test_bf16_samples_what_it_trains_on_and_keeps_its_state_as_asked(config, tmp_path, count, state):
+    how = {"dtype": "bfloat16", "bf16_state": state, "gather_weights": count == 1, "iterations": 1}
+    run = replace(config, output=str(tmp_path / "run"), valid_split="", **how)
+    run_ranks(count, train, run)
+    (entry,) = metrics(tmp_path / "run")
+    assert entry["first_ratio_worst"] == 0
+    assert 0 < entry["behaviour_gap"] < 0.1
+    metadata = FileSystemReader(tmp_path / "run" / "checkpoints" / "000001").read_metadata()
+    kept = metadata.state_dict_metadata["policy.network.model.norm.weight"].properties.dtype
+    assert kept == (torch.bfloat16 if state else torch.float32)
+    exported = load_file(tmp_path / "run" / "best" / "model.safetensors")
+    assert {tensor.dtype for tensor in exported.values()} == {torch.bfloat16}
