@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import Problem, first_message, load_problems
-from distributed import gather, load_model, load_tokenizer, rank, share
+from data import first_message, load_problems
+from distributed import load_model, load_tokenizer
 from rollout import Episode, RolloutSettings, rollout
 from sandbox import Sandbox, Verdict
 
@@ -179,29 +179,6 @@ def summarise(records: Sequence[dict], turn_limit: int) -> dict:
         "wall_seconds": sum(entry["wall_seconds"] for entry in records),
         "solved_per_1000_tokens": 1000 * sum(solved_at) / max(1, tokens),
     }
-
-
-def evaluate(
-    model,
-    tokenizer,
-    problems: Sequence[Problem],
-    sandbox: Sandbox,
-    settings: RolloutSettings,
-    rollouts_per_problem: int,
-    seed: int,
-    feedback_problems: Sequence[Problem] = (),
-) -> tuple[dict, list[Episode]]:
-    """Sample every problem, each rank its share: `summarise`'s dict of all, and this rank's episodes.
-
-    One round of all problems comes after another.
-    """
-    began = time.perf_counter()
-    schedule, others = list(problems) * rollouts_per_problem, feedback_problems or problems
-    mine, bar = share(len(schedule)), rank() == 0
-    episodes = rollout(model, tokenizer, schedule[mine], sandbox, settings, seed, mine.start, bar, others)
-    wall = (time.perf_counter() - began) / max(1, len(episodes))
-    records = gather([record(episode, wall) for episode in episodes])
-    return summarise(records, settings.turn_limit), episodes
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -43,7 +43,7 @@ import ppo
 import toy
 from data import Problem, load_problems
 from distributed import as_forward, for_sampling, gather, load_model, rank, ranks
-from evaluate import evaluate, table
+from evaluate import record, summarise, table
 from plan import GIB, report
 from rollout import Episode, RolloutSettings, rollout, show
 from sandbox import Sandbox
@@ -351,39 +351,32 @@ def draw_problems(problems: Sequence[Problem], iteration: int, config: Config) -
     return [problems[int(orders[p // len(problems)][p % len(problems)])] for p in positions]
 
 
-def sample(policy, tokenizer, problems, sandbox, settings, iteration: int, config: Config) -> list[Episode]:
-    """The rollouts of an iteration: each rank samples its share, then all know all."""
-    drawn = draw_problems(problems, iteration, config)
-    mine, first = distributed.share(len(drawn)), iteration * config.batch_episodes
+def sample(
+    policy, tokenizer, problems, others, sandbox, settings, config: Config, seed: int, first_index: int = 0
+) -> list[Episode]:
+    """An episode for each entry of `problems`: each rank samples its share, then all know all.
+
+    Episode i draws from the stream (seed, first_index + i), whatever the number of ranks. Random feedback
+    comes from `others`.
+    """
+    mine, bar = distributed.share(len(problems)), rank() == 0
+    place = seed, first_index + mine.start
     with for_sampling(policy, config.device, config.dtype, config.gather_weights) as sampler:
-        episodes = rollout(
-            sampler,
-            tokenizer,
-            drawn[mine],
-            sandbox,
-            settings,
-            seed=config.seed + 1,
-            first_index=first + mine.start,
-            feedback_problems=problems,
-        )
+        episodes = rollout(sampler, tokenizer, problems[mine], sandbox, settings, *place, bar, others)
     # Tests can be large, and every rank has them.
     everyone = gather([replace(episode, problem=None) for episode in episodes])
-    return [replace(episode, problem=problem) for episode, problem in zip(everyone, drawn, strict=True)]
+    return [replace(episode, problem=problem) for episode, problem in zip(everyone, problems, strict=True)]
 
 
 def probe(policy, tokenizer, problems, others, sandbox, settings: RolloutSettings, config: Config) -> dict:
     """Summaries with true and with random feedback, the paper's probe of grounding, and one good episode."""
-    result = {}
-    with for_sampling(policy, config.device, config.dtype, config.gather_weights) as sampler:
-        for kind in ("true", "random"):
-            setting, count = replace(settings, feedback=kind), config.evaluation_rollouts
-            result[kind], episodes = evaluate(
-                sampler, tokenizer, problems, sandbox, setting, count, config.seed, others
-            )
-            if kind == "true" and episodes:
-                shown = next((e for e in episodes if e.solved and len(e.turns) > 1), episodes[0])
-                result["episode"] = show(tokenizer, shown)
-    return result
+    result, schedule = {}, list(problems) * config.evaluation_rollouts
+    for kind in ("random", "true"):
+        setting = replace(settings, feedback=kind)
+        episodes = sample(policy, tokenizer, schedule, others, sandbox, setting, config, config.seed)
+        result[kind] = summarise([record(episode) for episode in episodes], settings.turn_limit)
+    shown = next((e for e in episodes if e.solved and len(e.turns) > 1), episodes[0])
+    return result | {"episode": show(tokenizer, shown)}
 
 
 def comparison(before: dict, after: dict) -> str:
@@ -524,7 +517,8 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
     bar = tqdm(total=config.iterations, initial=first, desc="RLEF", unit="iteration", disable=rank() > 0)
     for iteration in range(first, config.iterations):
         clock = [time.perf_counter()]
-        episodes = sample(policy, tokenizer, training, sandbox, sampling, iteration, config)
+        drawn, at = draw_problems(training, iteration, config), iteration * config.batch_episodes
+        episodes = sample(policy, tokenizer, drawn, training, sandbox, sampling, config, config.seed + 1, at)
         clock.append(time.perf_counter())
         if stop := any(gather([stopped()])):
             break
@@ -547,9 +541,9 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         entry["learning_rate"] = schedules[0].get_last_lr()[0]
         last = iteration + 1 == config.iterations
         if valid and (last or (iteration + 1) % config.evaluate_every == 0):
-            with for_sampling(policy, config.device, config.dtype, config.gather_weights) as sampler:
-                times, seed = config.evaluation_rollouts, config.seed
-                summary, _ = evaluate(sampler, tokenizer, valid, sandbox, judging, times, seed)
+            schedule = list(valid) * config.evaluation_rollouts
+            judged = sample(policy, tokenizer, schedule, valid, sandbox, judging, config, config.seed)
+            summary = summarise([record(episode) for episode in judged], config.turn_limit)
             entry["valid_solved"] = summary["solved"]
             if summary["solved"] > progress["best"]:
                 progress["best"] = summary["solved"]

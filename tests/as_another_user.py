@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sandbox  # noqa: E402
 
-NOBODY = 65534
+NOBODY, NOBODY_ELSE = 65534, 65533  # two users: both modes may run side by side, each with its own limits
 
 
 def closed_ancestor(path: Path) -> Path | None:
@@ -48,8 +48,9 @@ if __name__ == "__main__":
         project = Path(__file__).resolve().parent.parent
         open_the_way(libc, [Path(sys.base_prefix), Path(sys.prefix), project])
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        user = NOBODY_ELSE if arguments[:1] == ["--no-namespaces"] else NOBODY
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
         libc.prctl(sandbox.PR_SET_DUMPABLE, 1, 0, 0, 0)
     if arguments[:1] == ["--no-namespaces"]:
         del arguments[0]
