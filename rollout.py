@@ -228,7 +228,9 @@ class RaggedCache:
         length = max(self.lengths[a], self.lengths[b])
         self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
         for store in (store for layer in self.stores for store in layer):
-            store[[a, b], :, :length] = store[[b, a], :, :length]
+            row = store[a, :, :length].clone()  # (heads, length, head_dim)
+            store[a, :, :length] = store[b, :, :length]
+            store[b, :, :length] = row
 
 
 @functools.cache

@@ -12,8 +12,8 @@ says no more. Reinforcement learning finds every hole in its grader, so the rule
   data (no pickle). A call that got no answer is never "passed", whatever the test makes of it.
 * A test costs a fork, not an interpreter. A *keeper*, a small standard-library process (never a fork of the
   process that imported torch), forks a *server* for each worker, and a server forks a child for each test.
-  For a program with several tests it first forks a *zygote*, which compiles the program, loads the standard
-  modules that it imports at its top, and serves its tests. No state passes from test to test.
+  For a program with three tests or more it first forks a *zygote*, which compiles the program, loads the
+  standard modules that it imports at its top, and serves its tests. No state passes from test to test.
 
 Layers hold a child back, each probed when a server starts (`Sandbox.layers`): namespaces of its own (user,
 network, ipc, pid, mount), where all is read-only but a private tmpfs, its
@@ -24,7 +24,7 @@ home, signals nobody outside, no TCP); a seccomp filter (no sockets, ptrace, mou
 Memory is that of the whole process tree, looked at 20 times a second. When a test ends, its tree is killed:
 by one signal to the pid namespace, in a zygote by walks over /proc.
 
-Not covered: holes in the kernel; memory-safety bugs of CPython's compiler, which reads a program with several
+Not covered: holes in the kernel; memory-safety bugs of CPython's compiler, which reads a program with many
 tests in its zygote, held by the namespaces alone; what a tree allocates in 50 ms; what the time that others
 take tells. A program may read all that is installed. Many that hang side by side share the cores, so that one
 that computes for seconds may time out (`overcommit`). Where layers are off, more: an ordinary user whose
@@ -68,6 +68,7 @@ RPC_BYTES, RPC_DEPTH = 16 << 20, 200  # longest message between judge and progra
 SHOWN, STDOUT_SHOWN = 2000, 1 << 16  # characters of a value or a traceback, and of an output, in a result
 FILE_BYTES = 64 << 20  # of all files of a program together
 PROCESSES = 64  # and threads of one test
+ZYGOTE_PAYS = 3  # tests from which on a program is compiled once, in a process of its own
 SLOW_SECONDS = 0.1  # a test that takes longer no longer counts as one of the busy workers
 WATCH_SECONDS = 0.05  # how often the memory of a process tree is looked at
 LOADED_EARLY = (
@@ -1146,12 +1147,13 @@ class Sandbox:
 def _run_tests(
     job: Job, first: int, server: _Server, judge: _Server | None, slow: Callable[[], None]
 ) -> Iterator[TestResult]:
-    """The results of a job's tests from number `first` on, in a zygote if there are several."""
+    """The results of a job's tests from number `first` on, in a zygote if there are many."""
     tests, limits = job.tests[first:], job.limits
     about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "output": limits.output_bytes}
     about |= {"entry_point": job.entry_point}
-    if len(tests) == 1:
-        yield _run_test(job, tests[0], about, server.channel, [_memory_file(job.program)], judge, slow)
+    if len(tests) < ZYGOTE_PAYS:
+        for test in tests:
+            yield _run_test(job, test, about, server.channel, [_memory_file(job.program)], judge, slow)
         return
     channel, theirs = socket.socketpair()
     try:

@@ -478,7 +478,7 @@ def test_nothing_is_left_of_the_suite_and_a_bystander_lives(suite, tmp_path, mon
         hostile = [
             FORGERIES[name] for name in ("3,000 nested directories", "an orphan holds stdout", "fork bomb")
         ]
-        another.run([Job(text, (IoTest("", ""),) * 2, SHORT) for text in hostile])
+        another.run([Job(text, (IoTest("", ""),) * 3, SHORT) for text in hostile])
         server = another._process.pid
     assert not os.path.exists(f"/proc/{server}") and os.listdir(tmp_path) == []
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
