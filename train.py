@@ -406,16 +406,17 @@ def plot(run: Path) -> None:
     curves = {name: [entry[name] for entry in metrics] for name in ("repeats", "invalid_code", "kl")}
     curves |= {f"solved within turn {t}": curve for t, curve in enumerate(solved, 1)}
     curves["explained variance"] = [entry["explained_variance"] for entry in metrics]
-    panels = (
-        [name for name in curves if "solved" in name],
-        ["repeats", "invalid_code"],
-        ["kl", "explained variance"],
-    )
+    panels = {
+        "share of sampled episodes": [name for name in curves if "solved" in name],
+        "share of responses": ["repeats", "invalid_code"],
+        "nats a token (KL), share (variance)": ["kl", "explained variance"],
+    }
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for axis, names in zip(axes, panels, strict=True):
+    for axis, (label, names) in zip(axes, panels.items(), strict=True):
         for name in names:
             axis.plot([entry["iteration"] for entry in metrics], curves[name], label=name.replace("_", " "))
-        axis.set(xlabel="iteration")
+        axis.set(xlabel="iteration", ylabel=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
     figure.savefig(run / "curves.png", dpi=120)
     pyplot.close(figure)
