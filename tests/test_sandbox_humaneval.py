@@ -104,4 +104,4 @@ def test_a_mutated_solution_fails(problems, executor, mutation):
         for problem, results in zip(problems, executor.run(jobs), strict=True)
         if all(result.verdict == Verdict.PASSED for result in results)
     }
-    assert not passed  # the issue allows one in twenty; whoever passes here needs an explanation
+    assert not passed  # whoever passes here needs an explanation
