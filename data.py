@@ -394,9 +394,8 @@ def load_problems(source: str, split: str) -> Sequence[Problem]:
 
         return toy.problems(split)
     rows, total = _rows(source, split)
-    if (
-        "generated_tests" in rows.column_names
-    ):  # rows without tests have gone; perhaps too many to make them all
+    if "generated_tests" in rows.column_names:
+        # Rows without tests have gone; perhaps there are too many to make them all.
         problems: Sequence[Problem] = Problems(rows)
         assert not len(rows) or problems[0]
     else:

@@ -408,7 +408,7 @@ def _state(trained: dict[str, tuple]) -> dict:
 def save_checkpoint(directory: Path, trained: dict[str, tuple], about: dict, keep: int) -> None:
     """Write a checkpoint beside `directory`, rename it, and drop all but the newest `keep` of its kind.
 
-    Args: trained: name to (network, optimiser, schedule); about: what `read_about` gives back, plain JSON.
+    Args: trained: name to (network, optimiser, schedule); about: plain JSON, for about.json.
     """
     beside = directory.with_name(directory.name + ".partial")
     if rank() == 0:

@@ -195,9 +195,8 @@ class RaggedCache:
     is_compileable = False
 
     def __init__(self) -> None:
-        self.stores: list[
-            list[torch.Tensor]
-        ] = []  # a layer each: keys and values, (rows, heads, capacity, head_dim)
+        # A layer each: keys and values, (rows, heads, capacity, head_dim).
+        self.stores: list[list[torch.Tensor]] = []
         self.lengths: list[int] = []
         self.rows = slice(0, 0)
         self.positions = torch.empty(0)  # (n, new) where the new tokens of this forward stand

@@ -641,9 +641,8 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
     attempt("seccomp filter", seccomp)
     if jail.signals_confined and jail.on("seccomp filter"):
         jail.rules = _seccomp_filter(None)
-        if jail.on(
-            "private file system"
-        ):  # then the server has no use for what it closes: children inherit it
+        if jail.on("private file system"):
+            # Then the server has no use for what it closes: children inherit it.
             _system(_libc.prctl(PR_SET_SECCOMP, 2, ctypes.byref(jail.rules), 0, 0))
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # else a program of the same user could write our memory
     return jail
@@ -662,10 +661,8 @@ def _enter_child(jail: _Jail, message: dict, descriptors: Sequence[int]) -> None
     os.chdir(jail.home)
     for what, most in (
         (resource.RLIMIT_AS, message["memory"] + FILE_BYTES),  # the interpreter's own share
-        (
-            resource.RLIMIT_FSIZE,
-            FILE_BYTES if jail.on("private file system") else 0,
-        ),  # lest it fills the disk
+        # None at all where it would fill the disk.
+        (resource.RLIMIT_FSIZE, FILE_BYTES if jail.on("private file system") else 0),
         (resource.RLIMIT_NOFILE, 256),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NPROC, jail.processes),
@@ -980,9 +977,8 @@ class _Server:
 
     def kill(self) -> None:
         self.channel.close()
-        os.kill(
-            self.pid, signal.SIGKILL
-        )  # its parent, the keeper, does not reap: the number is still its own
+        # Its parent, the keeper, does not reap: the number is still its own.
+        os.kill(self.pid, signal.SIGKILL)
 
 
 def _memory_file(text: str) -> int:

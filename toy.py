@@ -41,6 +41,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import data
 from data import Problem, feedback_message, first_message
+from distributed import replace_whole
 from sandbox import IoTest, Limits, TestResult, Verdict, candidate_traceback, outputs_match
 
 CHAT_TEMPLATE = (
@@ -377,7 +378,7 @@ def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600,
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
-    beside.rename(directory)
+    replace_whole(directory, beside)
     return directory
 
 
