@@ -250,7 +250,8 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     variants, runs = list(product(args.feedback, args.turn_limits, temperatures)), {}
     with Sandbox() as sandbox:
         for feedback, limit, temperature in variants:
-            settings = RolloutSettings(limit, new, context, temperature, args.top_p, feedback, rows)
+            how = limit, new, context, temperature, args.top_p, feedback, rows, args.examples
+            settings = RolloutSettings(*how)
             about = {flag: getattr(args, flag) for flag in flags} | {"weights": weights} | asdict(settings)
             name = f"{feedback}-{limit}-{temperature}"
             place = Path(args.output) / (name if len(variants) > 1 else "")
@@ -316,6 +317,7 @@ def main() -> None:
     add("--batch_rows", type=int, default=256, help="dialogs sampled at once")
     add("--public_tests", type=int, default=0, help="only so many a problem; the others become private")
     add("--limit_problems", type=int, default=0, help="only the first so many problems")
+    add("--examples", default="", help="JSON list of chat messages that precede every dialog (few-shot)")
     add("--chat_template", default="", help="file with a chat template, for models that have none")
     add("--gguf_file", default="", help="file of --model that holds its weights as GGUF")
     add("--dtype", default="auto", help="number type of the computation (default: the checkpoint's)")

@@ -56,6 +56,25 @@ def collate(episodes: Sequence[Episode], device: torch.device) -> Batch:
     )
 
 
+def microbatches(episodes: Sequence[Episode], token_budget: int, parts: int = 1) -> list[list[int]]:
+    """Positions of the episodes in groups of similar length whose padded size is within the budget.
+
+    Their number is a multiple of `parts`, as ranks must run equally many; that of the episodes must be too.
+    """
+    groups: list[list[int]] = []
+    for position in sorted(range(len(episodes)), key=lambda i: -len(episodes[i].ids)):
+        # The first of a group is its longest, and so tells its padded width.
+        if groups and len(episodes[groups[-1][0]].ids) * (len(groups[-1]) + 1) <= token_budget:
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+    while len(groups) % parts:
+        at = max(range(len(groups)), key=lambda g: len(groups[g]))
+        middle = len(groups[at]) // 2
+        groups[at : at + 1] = groups[at][:middle], groups[at][middle:]
+    return groups
+
+
 # ---- log-probabilities -------------------------------------------------------------------------------------
 
 

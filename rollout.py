@@ -29,6 +29,7 @@ Run alone: `python rollout.py MODEL_DIRECTORY [PROBLEMS]` prints one sampled dia
 import argparse
 import functools
 import inspect
+import json
 import re
 import time
 import warnings
@@ -36,6 +37,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -101,7 +103,8 @@ class Episode:
 class RolloutSettings:
     """How dialogs are sampled.
 
-    `feedback`: "true", "random" (from other problems) or "none" (only "try again").
+    `feedback`: "true", "random" (from other problems) or "none" (only "try again"). `examples`: a JSON file
+    with a list of chat messages, worked examples that precede every dialog (few-shot prompting).
     """
 
     turn_limit: int = 3
@@ -111,6 +114,7 @@ class RolloutSettings:
     top_p: float = 1.0
     feedback: str = "true"
     batch_rows: int = 256  # dialogs in the cache at once
+    examples: str = ""
 
 
 def extract_code(text: str) -> str | None:
@@ -155,10 +159,19 @@ def _render(tokenizer, messages: list[dict]) -> str:
     return tokenizer.apply_chat_template(defused, **options)
 
 
-def prompt_ids(tokenizer, message: str) -> list[int]:
-    """The ids of a dialog's first user message, up to where the response begins."""
-    text = _render(tokenizer, [{"role": "user", "content": message}])
+def prompt_ids(tokenizer, message: str, before: Sequence[dict] = ()) -> list[int]:
+    """The ids of a user message and of the chat messages `before` it, up to where the response begins."""
+    text = _render(tokenizer, [*before, {"role": "user", "content": message}])
     return tokenizer.encode(text, add_special_tokens=False)  # the template has written the first one already
+
+
+def read_examples(path: str) -> list[dict]:
+    """The chat messages of a JSON file; none if `path` is empty. Raises: ValueError if it holds no dialog."""
+    messages = json.loads(Path(path).read_text()) if path else []
+    roles = ["user", "assistant"] * (len(messages) // 2)
+    if [message.get("role") for message in messages] != roles:
+        raise ValueError(f"{path} must be a list of chat messages, user and assistant by turns")
+    return messages
 
 
 def observation_ids(tokenizer, message: str) -> list[int]:
@@ -385,11 +398,12 @@ def rollout(
     others = feedback_problems or problems
     if settings.feedback == "random" and len({p.answer or p.name for p in others}) < 2:
         raise ValueError("random feedback needs problems with at least two different answers")
+    examples = read_examples(settings.examples)
     was_training = model.training
     model.eval()
     waiting: deque[_Dialog] = deque()
     for index, problem in enumerate(problems, first_index):
-        ids = prompt_ids(tokenizer, first_message(problem))
+        ids = prompt_ids(tokenizer, first_message(problem), examples)
         if len(ids) + settings.max_new_tokens > settings.context:
             raise ValueError(
                 f"the prompt of {problem.name} has {len(ids)} tokens: with {settings.max_new_tokens} new "

@@ -91,6 +91,7 @@ class Config:
     batch_rows: int = option(256, "dialogs that are sampled at once")
     temperature: float = option(1.0, "sampling temperature in training")
     feedback: str = option("true", "feedback in training: true, random or none (ablations)")
+    examples: str = option("", "JSON file with a list of chat messages that precede every dialog (few-shot)")
     learning_rate: float = option(5e-4, "of the policy (paper: 2e-7)")
     value_learning_rate: float = option(5e-4, "of the critic (paper: 2e-7)")
     weight_decay: float = option(0.1, "AdamW, both networks")
@@ -189,25 +190,6 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     return config
 
 
-def microbatches(episodes: Sequence[Episode], token_budget: int, parts: int = 1) -> list[list[int]]:
-    """Positions of the episodes in groups of similar length whose padded size is within the budget.
-
-    Their number is a multiple of `parts`, as ranks must run equally many; that of the episodes must be too.
-    """
-    groups: list[list[int]] = []
-    for position in sorted(range(len(episodes)), key=lambda i: -len(episodes[i].ids)):
-        # The first of a group is its longest, and so tells its padded width.
-        if groups and len(episodes[groups[-1][0]].ids) * (len(groups[-1]) + 1) <= token_budget:
-            groups[-1].append(position)
-        else:
-            groups.append([position])
-    while len(groups) % parts:
-        at = max(range(len(groups)), key=lambda g: len(groups[g]))
-        middle = len(groups[at]) // 2
-        groups[at : at + 1] = groups[at][:middle], groups[at][middle:]
-    return groups
-
-
 @dataclass
 class Targets:
     """What the losses of one episode need, constant while updating: r response tokens, v values."""
@@ -234,7 +216,7 @@ def prepare(policy, reference, critic, episodes: list[Episode], config: Config) 
     """
     reading = config.temperature, config.logits_chunk
     mine = []
-    for group in microbatches(episodes, config.microbatch_tokens, ranks())[rank() :: ranks()]:
+    for group in ppo.microbatches(episodes, config.microbatch_tokens, ranks())[rank() :: ranks()]:
         batch = ppo.collate([episodes[i] for i in group], config.device)
         logprobs, entropy = as_forward(ppo.response_logprobs, policy, batch, *reading)  # (R,), (R,)
         initial, _ = as_forward(ppo.response_logprobs, reference, batch, *reading)  # (R,)
@@ -287,7 +269,7 @@ def update(policy, critic, optimisers, schedules, episodes, targets: list[Target
     values_read = sum(len(target.returns) for target in targets)
     sums = dict.fromkeys(("policy_loss", "value_loss", "ratio", "clip_fraction", "approximate_kl"), 0.0)
     worst, reading = 0.0, (config.temperature, config.logits_chunk)
-    for group in microbatches(episodes, config.microbatch_tokens, ranks())[rank() :: ranks()]:
+    for group in ppo.microbatches(episodes, config.microbatch_tokens, ranks())[rank() :: ranks()]:
         batch = ppo.collate([episodes[i] for i in group], config.device)
         behaviour, old, advantages, old_values, returns = (
             torch.cat([getattr(targets[i], entry.name) for i in group]).to(config.device)

@@ -23,10 +23,10 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import toy
 from data import first_message
-from ppo import chunked_logprobs
+from ppo import chunked_logprobs, microbatches
 from rollout import RolloutSettings, observation_ids, prompt_ids, rollout
 from sandbox import Sandbox
-from train import Config, microbatches, prepare, update
+from train import Config, prepare, update
 from value_head import ValueModel
 
 LONGEST, ROWS, DIALOGS, ENDS = 128, 16, 32, 1 / 24

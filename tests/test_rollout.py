@@ -1,5 +1,6 @@
 """The dialog: what is sampled is what is trained on, and who shares the batch changes nothing."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import rollout as module
 import toy
+from data import first_message
 from ppo import collate, response_logprobs
 from rollout import RolloutSettings, extract_code, observation_ids, prompt_ids, rollout, sample_tokens, show
 from sandbox import Verdict
@@ -207,3 +209,21 @@ def test_outcome_is_that_of_the_first_failing_test(monkeypatch, model, tokenizer
     episode = one_dialog(monkeypatch, model, tokenizer, sandbox, ["```python\n1 / 0\n```"] * 3)
     assert {turn.outcome for turn in episode.turns} == {Verdict.EXCEPTION.value}
     assert "ZeroDivisionError" in episode.turns[0].feedback
+
+
+def test_examples_precede_the_dialog_as_its_earlier_turns(model, tokenizer, sandbox, tmp_path):
+    path = tmp_path / "examples.json"
+    problem, shown = toy.problems("train")[:2]
+    examples = [
+        {"role": "user", "content": first_message(shown)},
+        {"role": "assistant", "content": f"```python\n{shown.answer}```"},
+    ]
+    path.write_text(json.dumps(examples))
+    settings = RolloutSettings(turn_limit=1, max_new_tokens=4, context=600, examples=str(path))
+    (episode,) = rollout(model, tokenizer, [problem], sandbox, settings, seed=0)
+    whole = [*examples, {"role": "user", "content": first_message(problem)}]
+    prompt = tokenizer.apply_chat_template(whole, tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(episode.ids[: episode.turns[0].start]) == prompt
+    path.write_text(json.dumps(examples[:1]))
+    with pytest.raises(ValueError, match="user and assistant by turns"):
+        rollout(model, tokenizer, [problem], sandbox, settings, seed=0)

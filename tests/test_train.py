@@ -15,9 +15,9 @@ from transformers import LlamaConfig
 import plan
 import toy
 from distributed import load_model, load_tokenizer
-from ppo import collate, response_logprobs
+from ppo import collate, microbatches, response_logprobs
 from rollout import Episode, RolloutSettings, Turn, rollout
-from train import Config, draw_problems, microbatches, parse_config, prepare, train, update
+from train import Config, draw_problems, parse_config, prepare, train, update
 from value_head import ValueModel
 
 CONFIG = Config(

@@ -1,0 +1,175 @@
+"""The paper's comparisons in miniature, on the toy world: `python benchmarks/ablations.py`, under two hours.
+
+Trains and evaluates each of CONDITIONS with three seeds, two runs at a time, a thread each, in
+`runs/ablations`. Call it again after a stop: finished runs are kept, unfinished ones go on from their
+checkpoints. It writes, in `benchmarks/ablations/`:
+
+    results.json     every figure of every run
+    reference.jsonl  what each training run measured, an object an iteration
+    table.md         means over the seeds, and their standard deviation
+
+All conditions start from one warm-started model. As in the paper the best policy on the valid split is
+evaluated on the test split: temperature 0.2, top-p 0.95, 1@3 with a turn limit of three ("repair") and with
+three independent first responses ("single turn"), with true, random and no feedback.
+
+Differs from the paper's ablations: twelve iterations, where README.md's run has twenty. Few-shot examples and
+SFT come from the start model's own solved rollouts on the training set.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from evaluate import problem_scores, read_run, summarise, write_whole  # noqa: E402
+
+RUNS, RESULTS = ROOT / "runs" / "ablations", ROOT / "benchmarks" / "ablations"
+BASE, OWN, EXAMPLES = RUNS / "toy-base", RUNS / "own", RUNS / "examples.json"
+SEEDS = range(3)
+FEW_SHOT = ["--examples", str(EXAMPLES), "--context", "768"]
+CONDITIONS = {  # flags of train.py
+    "RLEF": [],
+    "no feedback in training": ["--feedback", "none"],
+    "random feedback in training": ["--feedback", "random"],
+    "token-level values": ["--token_level_values"],
+    "single-turn RL": ["--turn_limit", "1"],
+    "product KL": ["--product_kl"],
+    "beta 0": ["--beta", "0"],
+    "few-shot, then RLEF": FEW_SHOT,
+    "start": None,  # not trained
+    "few-shot": None,
+    "SFT": None,
+}
+TRAINING = (
+    "--iterations 12 --evaluate_every 4 --checkpoint_every 4 --keep_checkpoints 1 --show_every 6".split()
+)
+MEASURES = {  # column of the table: key of results.json
+    "repair": "repair true",
+    "random feedback": "repair random",
+    "only “try again”": "repair none",
+    "single turn": "single turn",
+    "recovered": "recovered",
+    "repeats": "repeats",
+    "false positives": "false_positives",
+    "no valid code": "no_valid_code",
+    "tokens a response": "response_tokens",
+    "KL": "kl",
+}
+
+
+def call(*command: object) -> None:
+    """Run one of the project's commands on one thread. Raises: RuntimeError with the end of what it said."""
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    words = [sys.executable, *map(str, command)]
+    done = subprocess.run(words, cwd=ROOT, env=one_thread, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)}\n{done.stderr[-3000:]}")
+
+
+def prepare() -> None:
+    """The start model, its rollouts on the training set, and two solved ones as few-shot examples."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    call("toy.py", BASE)
+    sampled = ["--rollouts", "4", "--temperature", "1", "--top_p", "1", "--report", "pass@1"]
+    call("evaluate.py", "--model", BASE, "--split", "train", *sampled, *length(512), "--output", OWN)
+    solved = [entry for entry in read_run(OWN)[1] if entry["solved"]]
+    groups = {entry["dialog"][0]["content"]: entry for entry in solved if len(entry["turns"]) == 2}
+    chosen = [message for entry in list(groups.values())[:2] for message in entry["dialog"]]
+    write_whole(EXAMPLES, json.dumps(chosen, indent=1))
+
+
+def directory(condition: str, seed: int) -> Path:
+    return RUNS / f"{condition.replace(', ', ' ').replace(' ', '-')}-{seed}"
+
+
+def length(context: int) -> list[str]:
+    return ["--max_new_tokens", "48", "--context", str(context)]
+
+
+def train_and_evaluate(condition: str, seed: int) -> None:
+    """Bring one run to its end, from wherever it stands."""
+    place = directory(condition, seed)
+    model, flags = place / "best", CONDITIONS[condition]
+    if flags is not None and not (place / "result.json").exists():
+        if any((place / "checkpoints").glob("0*")):
+            call("train.py", "--resume", place)
+        else:
+            same = ["--model", BASE, "--seed", seed, "--test_split", "", "--output", place]
+            call("train.py", *TRAINING, *same, *flags)
+    if condition == "SFT" and not model.exists():
+        rate = ["--learning_rate", "5e-4", "--seed", seed]
+        call("sft.py", "--model", BASE, "--episodes", OWN, *rate, "--output", model)
+    model = BASE if condition in ("start", "few-shot") else model
+    shots = FEW_SHOT if condition.startswith("few-shot") else []
+    same = ["--model", model, "--seed", seed, "--report", "1@3", *length(512), *shots]
+    three = ["--feedback", "true", "random", "none", "--rollouts", "1"]
+    call("evaluate.py", *same, *three, "--output", place / "repair")
+    call("evaluate.py", *same, "--turn_limits", "1", "--rollouts", "3", "--output", place / "single")
+
+
+def figures(condition: str, seed: int) -> dict:
+    """What is told of one run."""
+    place = directory(condition, seed)
+    told = {"condition": condition, "seed": seed}
+    for feedback in ("none", "random", "true"):
+        _, records = read_run(place / "repair" / f"{feedback}-3-0.2")
+        told[f"repair {feedback}"] = float(np.mean([*problem_scores(records, "1@3", 3).values()]))
+    told["single turn"] = float(np.mean([*problem_scores(read_run(place / "single")[1], "1@3", 1).values()]))
+    summary = summarise(records, 3)  # true feedback: the last of the three
+    kept = (
+        "solved_by_turn by_group recovered repeats chrf chrf_histogram false_positives outcomes transitions"
+    )
+    told |= {key: summary[key] for key in (*kept.split(), "solved_per_1000_tokens", "truncated_responses")}
+    turns = [turn for entry in records for turn in entry["turns"]]
+    told["no_valid_code"] = sum(turn["outcome"] == "no valid code" for turn in turns) / len(turns)
+    told["response_tokens"] = sum(turn["tokens"] for turn in turns) / len(turns)
+    if CONDITIONS[condition] is not None:
+        last = (place / "metrics.jsonl").read_text().splitlines()[-1]
+        told |= {key: json.loads(last)[key] for key in ("kl", "entropy", "explained_variance")}
+    return told
+
+
+def table(results: list[dict]) -> str:
+    """Means over the seeds, and their standard deviation, as Markdown."""
+    lines = ["| | " + " | ".join(MEASURES) + " |", "|" + "---|" * (len(MEASURES) + 1)]
+    for condition in CONDITIONS:
+        runs = [told for told in results if told["condition"] == condition]
+        cells = []
+        for key in MEASURES.values():
+            values = [told[key] for told in runs if key in told]
+            digits = 1 if key == "response_tokens" else 3
+            spread = f" ±{np.std(values):.{digits}f}" if values else ""
+            cells.append(f"{np.mean(values):.{digits}f}{spread}" if values else "")
+        lines.append(f"| {condition} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    RESULTS.mkdir(exist_ok=True)
+    prepare()
+    jobs = [(condition, seed) for seed in SEEDS for condition in CONDITIONS]
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(train_and_evaluate, *job) for job in jobs]
+        for future in tqdm(done, desc="ablations", unit="run"):
+            future.result()
+    results = [figures(*job) for job in jobs]
+    write_whole(RESULTS / "results.json", json.dumps(results, indent=1))
+    write_whole(RESULTS / "table.md", table(results))
+    lines = []
+    for condition, seed in jobs:
+        if CONDITIONS[condition] is not None:
+            for line in (directory(condition, seed) / "metrics.jsonl").read_text().splitlines():
+                lines.append(json.dumps({"condition": condition, "seed": seed} | json.loads(line)))
+    write_whole(RESULTS / "reference.jsonl", "\n".join(lines) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
