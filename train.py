@@ -39,6 +39,7 @@ import torch
 from tqdm import tqdm
 
 import distributed
+import plots
 import ppo
 import toy
 from data import Problem, load_problems
@@ -376,34 +377,6 @@ def comparison(before: dict, after: dict) -> str:
     return table({name: {"before": f"{then[name]:.3f}", "after": f"{now[name]:.3f}"} for name in then})
 
 
-def plot(run: Path) -> None:
-    """Curves of a run's metrics.jsonl as curves.png, where matplotlib is installed."""
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        print("curves.png left out: matplotlib is not installed")
-        return
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    solved = zip(*(entry["solved_by_turn"] for entry in metrics), strict=True)
-    curves = {name: [entry[name] for entry in metrics] for name in ("repeats", "invalid_code", "kl")}
-    curves |= {f"solved within turn {t}": curve for t, curve in enumerate(solved, 1)}
-    curves["explained variance"] = [entry["explained_variance"] for entry in metrics]
-    panels = {
-        "share of sampled episodes": [name for name in curves if "solved" in name],
-        "share of responses": ["repeats", "invalid_code"],
-        "nats a token (KL), share (variance)": ["kl", "explained variance"],
-    }
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for axis, (label, names) in zip(axes, panels.items(), strict=True):
-        for name in names:
-            axis.plot([entry["iteration"] for entry in metrics], curves[name], label=name.replace("_", " "))
-        axis.set(xlabel="iteration", ylabel=label)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend()
-    figure.savefig(run / "curves.png", dpi=120)
-    pyplot.close(figure)
-
-
 def append(path: Path, text: str) -> int:
     """Write at the end of a file; returns its size."""
     with path.open("a") as file:
@@ -571,7 +544,7 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         if test:
             print(comparison(before, after), after["episode"], sep="\n")
         if config.iterations:
-            plot(run)
+            plots.curves(run)
         print("seconds: " + ", ".join(f"{phase} {spent:.0f}" for phase, spent in seconds.items()))
         (run / "result.json").write_text(json.dumps(result, indent=1))
     return result
