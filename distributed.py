@@ -156,8 +156,9 @@ def find_model(model: str, gguf_file: str = "") -> Path:
 
     Raises: ValueError, one sentence, if there is no such model or it has no weights.
     """
-    if gguf_file and not importlib.util.find_spec("gguf"):
-        raise ValueError("gguf_file needs the package gguf: pip install gguf")
+    missing = [name for name in ("gguf", "accelerate") if gguf_file and not importlib.util.find_spec(name)]
+    if missing:
+        raise ValueError(f"--gguf_file needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     directory = Path(model)
     if not directory.is_dir():
         for turn in range(2):

@@ -167,6 +167,7 @@ def summarise(records: Sequence[dict], turn_limit: int) -> dict:
     return {
         "rollouts": len(records),
         "solved": _mean(entry["solved"] for entry in records),
+        "public_passed": _mean(entry["public_passed"] for entry in records),
         "solved_by_turn": [done / max(1, len(records)) for done in accumulate(solved_at)],
         "by_group": solved_by("group"),
         "by_public_tests": solved_by("public_tests"),
@@ -274,7 +275,15 @@ def compare(runs: dict[str, tuple[dict, list]], measures: Sequence[str]) -> tupl
     Raises: ValueError if a run has too few rollouts for a measure, or no problem in common with the first.
     """
     summaries, rows, scores, first = {}, {}, {}, next(iter(runs))
-    told = ("solved", "recovered", "repeats", "chrf", "false_positives", "solved_per_1000_tokens")
+    told = (
+        "public_passed",
+        "solved",
+        "recovered",
+        "repeats",
+        "chrf",
+        "false_positives",
+        "solved_per_1000_tokens",
+    )
     for name, (about, records) in runs.items():
         scores[name] = {m: problem_scores(records, m, about["turn_limit"]) for m in measures}
         estimates = {
