@@ -152,8 +152,7 @@ def feedback_message(problem: Problem, results: Sequence[TestResult] | None, cut
     Args:
         results: one for each public test; None where the response has no valid code.
         cut: characters that a field (an input, an output, a traceback) may have. All entries together may
-        have ten
-            times as many; then tests are left out, those that passed first, and their number is stated.
+            have ten times as many; then tests are left out, those that passed first, and counted.
     """
     if results is None:
         entries = [NO_VALID_CODE]

@@ -118,9 +118,7 @@ class RolloutSettings:
 
 
 def extract_code(text: str) -> str | None:
-    """The last fenced block of a response if it compiles, else None (paper: a response without valid
-    code).
-    """
+    """The last fenced block of a response if it compiles, else None: a response without valid code."""
     blocks = FENCE.findall(text)
     if not blocks:
         return None
@@ -261,9 +259,8 @@ def _forward(model, cache: RaggedCache, rows: slice, new_ids: list[list[int]]) -
     starts = torch.tensor(lengths, device=device)[:, None]  # (n, 1)
     cache.rows, cache.span = rows, max(lengths) + width
     cache.positions = starts + torch.arange(width, device=device)  # (n, new)
-    hidden_from = (
-        torch.arange(cache.span, device=device) > cache.positions[:, None, :, None]
-    )  # (n, 1, new, span)
+    places = torch.arange(cache.span, device=device)  # (span,)
+    hidden_from = places > cache.positions[:, None, :, None]  # (n, 1, new, span)
     mask = torch.zeros(hidden_from.shape, dtype=model.dtype, device=device)  # (n, 1, new, span)
     # Half precision can hold this number, and no score is near it.
     mask.masked_fill_(hidden_from, torch.finfo(torch.float16).min)
@@ -304,18 +301,14 @@ def sample_tokens(
 
 @dataclass
 class _Dialog:
-    """An episode under way: what stands in the cache, what is still to be fed, and the tests that are
-    running.
-    """
+    """An episode under way: what is still to be fed to the cache, and the tests that are running."""
 
     episode: Episode
     noise: np.ndarray  # (turn_limit * max_new_tokens,) one uniform number a sampled token
     feed: list[int]  # ids that the cache does not hold yet
     drawn: int = 0
     public: Future | None = None
-    other: tuple[Problem, Future] | None = (
-        None  # random feedback: another problem and a wrong program's results
-    )
+    other: tuple[Problem, Future] | None = None  # random feedback: another problem, a wrong program's results
     private: Future | None = None
     picks: np.random.Generator = field(default_factory=np.random.default_rng)
 
@@ -339,10 +332,7 @@ def _end_turn(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: RolloutSet
 
 
 def _continues(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: RolloutSettings) -> bool:
-    """Wait for the public tests.
-
-    Either append the feedback and go on, or end the episode and start its final judging.
-    """
+    """Wait for the public tests; append the feedback and go on, or end the episode and start its judging."""
     episode, turn = dialog.episode, dialog.episode.turns[-1]
     waited = time.perf_counter()
     turn.results = dialog.public.result() if dialog.public else None
@@ -421,10 +411,8 @@ def rollout(
     dialogs = list(waiting)
     ends = stop_ids(tokenizer)
     cache = RaggedCache()
-    seats: list[
-        _Dialog
-    ] = []  # seats[i] owns row i of the cache; seats[:active] decode, the others wait for tests
-    active = 0
+    seats: list[_Dialog] = []  # seats[i] owns row i of the cache
+    active = 0  # seats[:active] decode, the others wait for their tests
     bar = tqdm(total=len(dialogs), desc="rollout", unit="dialog", disable=not progress, leave=False)
 
     while seats or waiting:

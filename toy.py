@@ -166,9 +166,7 @@ def _output(program: str, text: str) -> str:
 
 @functools.cache
 def inputs(family: Family, split: str) -> list[str]:
-    """The family's inputs in this split: on each of them all programs of the family print different
-    things.
-    """
+    """The family's inputs in this split; on each of them all programs of the family differ in output."""
     draw = random.Random(f"{family.statement} {split}")
     found: dict[str, None] = {}
     while len(found) < (300 if split == "train" else 40):

@@ -21,6 +21,11 @@ def episodes(model, tokenizer, sandbox):
     return rollout(model, tokenizer, toy.problems("test")[:11], sandbox, SETTINGS, seed=3)
 
 
+def spoken_logprobs(episodes) -> torch.Tensor:
+    """What was recorded while sampling, (R,)."""
+    return torch.tensor([p for e in episodes for turn in e.turns for p in turn.behaviour_logprobs])
+
+
 def tokens_of(episodes):
     return [episode.ids for episode in episodes]
 
@@ -34,22 +39,17 @@ def test_dialogs_are_ragged_and_have_all_turns(episodes):
 
 
 def test_recorded_logprobs_equal_those_of_the_training_forward(episodes, model):
-    recorded = torch.tensor(
-        [p for e in episodes for turn in e.turns for p in turn.behaviour_logprobs]
-    )  # (R,)
+    recorded = spoken_logprobs(episodes)  # (R,)
     with torch.no_grad():
-        again, _ = response_logprobs(
-            model, collate(episodes, torch.device("cpu")), SETTINGS.temperature
-        )  # (R,)
+        batch = collate(episodes, torch.device("cpu"))
+        again, _ = response_logprobs(model, batch, SETTINGS.temperature)  # (R,)
     torch.testing.assert_close(recorded, again, atol=1e-4, rtol=0)
 
 
 def test_recorded_logprobs_are_of_the_tempered_distribution(model, tokenizer, sandbox):
     warm = replace(SETTINGS, temperature=0.6)
     episodes = rollout(model, tokenizer, toy.problems("test")[:4], sandbox, warm, seed=0)
-    recorded = torch.tensor(
-        [p for e in episodes for turn in e.turns for p in turn.behaviour_logprobs]
-    )  # (R,)
+    recorded = spoken_logprobs(episodes)  # (R,)
     batch = collate(episodes, torch.device("cpu"))
     with torch.no_grad():
         tempered, plain = (response_logprobs(model, batch, t)[0] for t in (0.6, 1.0))  # (R,), (R,)
