@@ -84,7 +84,7 @@ def evaluation(summaries: dict[str, dict], measures: Sequence[str], directory: P
         _transitions(longer, directory / "transitions.png")
         _chrf(longer, directory / "chrf.png")
     if len({summary["settings"]["turn_limit"] for summary in summaries.values()}) > 1:
-        _turn_limits(summaries, measures, directory / "turn_limits.png")
+        turn_limits(summaries, measures, directory / "turn_limits.png")
 
 
 def _solved_by_turn(summaries: dict[str, dict], path: Path) -> None:
@@ -156,7 +156,7 @@ def _chrf(summaries: dict[str, dict], path: Path) -> None:
     _save(figure, path)
 
 
-def _turn_limits(summaries: dict[str, dict], measures: Sequence[str], path: Path) -> None:
+def turn_limits(summaries: dict[str, dict], measures: Sequence[str], path: Path) -> None:
     """Figure 4: as many samples each, spent on more rollouts or on longer ones."""
     figure, (axis,) = _panels(1, 5.5)
     kinds = sorted({(s["settings"]["feedback"], s["settings"]["temperature"]) for s in summaries.values()})

@@ -7,6 +7,7 @@ checkpoints. It writes, in `benchmarks/ablations/`:
     results.json     every figure of every run
     reference.jsonl  what each training run measured, an object an iteration
     table.md         means over the seeds, and their standard deviation
+    *.png            with matplotlib; `--draw` makes them anew from the files above, without a run
 
 All conditions start from one warm-started model. As in the paper the best policy on the valid split is
 evaluated on the test split: temperature 0.2, top-p 0.95, 1@3 with a turn limit of three ("repair") and with
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import plots  # noqa: E402
 from evaluate import problem_scores, read_run, summarise, write_whole  # noqa: E402
 
 RUNS, RESULTS = ROOT / "runs" / "ablations", ROOT / "benchmarks" / "ablations"
@@ -50,6 +52,7 @@ CONDITIONS = {  # flags of train.py
 TRAINING = (
     "--iterations 12 --evaluate_every 4 --checkpoint_every 4 --keep_checkpoints 1 --show_every 6".split()
 )
+SWEPT = ("RLEF", "start")  # figure 4, with the first seed
 MEASURES = {  # column of the table: key of results.json
     "repair": "repair true",
     "random feedback": "repair random",
@@ -76,6 +79,8 @@ def call(*command: object) -> None:
 def prepare() -> None:
     """The start model, its rollouts on the training set, and two solved ones as few-shot examples."""
     RUNS.mkdir(parents=True, exist_ok=True)
+    if EXAMPLES.exists():
+        return
     call("toy.py", BASE)
     sampled = ["--rollouts", "4", "--temperature", "1", "--top_p", "1", "--report", "pass@1"]
     call("evaluate.py", "--model", BASE, "--split", "train", *sampled, *length(512), "--output", OWN)
@@ -108,10 +113,17 @@ def train_and_evaluate(condition: str, seed: int) -> None:
         call("sft.py", "--model", BASE, "--episodes", OWN, *rate, "--output", model)
     model = BASE if condition in ("start", "few-shot") else model
     shots = FEW_SHOT if condition.startswith("few-shot") else []
-    same = ["--model", model, "--seed", seed, "--report", "1@3", *length(512), *shots]
-    three = ["--feedback", "true", "random", "none", "--rollouts", "1"]
-    call("evaluate.py", *same, *three, "--output", place / "repair")
-    call("evaluate.py", *same, "--turn_limits", "1", "--rollouts", "3", "--output", place / "single")
+    same = ["--model", model, "--seed", seed]
+    evaluations = {
+        "repair": ["--feedback", "true", "random", "none", "--rollouts", "1", "--report", "1@3"],
+        "single": ["--turn_limits", "1", "--rollouts", "3", "--report", "1@3"],
+    }
+    if condition in SWEPT and not seed:
+        evaluations["sweep"] = ["--turn_limits", "1", "3", "5", "10", "--rollouts", "1", "--report", "1@10"]
+    for name, flags in evaluations.items():
+        if not (place / name / "summary.json").exists():
+            context = length(1024 if name == "sweep" else 512)
+            call("evaluate.py", *same, *flags, *context, *shots, "--output", place / name)
 
 
 def figures(condition: str, seed: int) -> dict:
@@ -123,10 +135,9 @@ def figures(condition: str, seed: int) -> dict:
         told[f"repair {feedback}"] = float(np.mean([*problem_scores(records, "1@3", 3).values()]))
     told["single turn"] = float(np.mean([*problem_scores(read_run(place / "single")[1], "1@3", 1).values()]))
     summary = summarise(records, 3)  # true feedback: the last of the three
-    kept = (
-        "solved_by_turn by_group recovered repeats chrf chrf_histogram false_positives outcomes transitions"
-    )
-    told |= {key: summary[key] for key in (*kept.split(), "solved_per_1000_tokens", "truncated_responses")}
+    kept = "rollouts solved_by_turn by_group recovered repeats false_positives outcomes transitions chrf"
+    kept += " chrf_histogram solved_per_1000_tokens truncated_responses"
+    told |= {key: summary[key] for key in kept.split()}
     turns = [turn for entry in records for turn in entry["turns"]]
     told["no_valid_code"] = sum(turn["outcome"] == "no valid code" for turn in turns) / len(turns)
     told["response_tokens"] = sum(turn["tokens"] for turn in turns) / len(turns)
@@ -151,6 +162,55 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def draw() -> None:
+    """The committed files as pictures."""
+    if plots.pyplot is None:
+        print("pictures left out: matplotlib is not installed")
+        return
+    results = json.loads((RESULTS / "results.json").read_text())
+    log = [json.loads(line) for line in (RESULTS / "reference.jsonl").read_text().splitlines()]
+    colours = dict(zip(CONDITIONS, plots.pyplot.colormaps["tab20"].colors, strict=False))
+    panels = {"solved": "share of training episodes solved", "repeats": "responses that repeat the last one"}
+    panels |= {"kl": "KL to the start, nats a token"}
+    figure, axes = plots.pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    for axis, (key, label) in zip(axes, panels.items(), strict=True):
+        for condition in dict.fromkeys(entry["condition"] for entry in log):
+            runs = [
+                [e[key] for e in log if (e["condition"], e["seed"]) == (condition, seed)] for seed in SEEDS
+            ]
+            curves, places = np.array(runs), range(1, len(runs[0]) + 1)  # (seeds, iterations)
+            axis.plot(places, curves.mean(0), color=colours[condition], label=condition)
+            axis.fill_between(places, curves.min(0), curves.max(0), color=colours[condition], alpha=0.15)
+        axis.set(xlabel="iteration", ylabel=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    figure.savefig(RESULTS / "curves.png", dpi=100)
+
+    figure, axis = plots.pyplot.subplots(figsize=(9, 4.8), layout="constrained")
+    bars = {"true": "true feedback", "random": "random feedback", "none": "only “try again”"}
+    for number, (feedback, label) in enumerate(bars.items()):
+        for place, condition in enumerate(CONDITIONS):
+            values = [told[f"repair {feedback}"] for told in results if told["condition"] == condition]
+            height = len(CONDITIONS) - place + 0.25 * (1 - number)
+            named = label if not place else None
+            axis.barh(height, np.mean(values), 0.24, color=f"C{number}", label=named)
+            axis.plot(values, [height] * len(values), "k.", markersize=3)
+    axis.set(xlabel="test problems solved in three turns (dots: seeds)", xlim=(0, 1))
+    axis.set_yticks(range(len(CONDITIONS), 0, -1), CONDITIONS)
+    axis.legend(loc="lower right")
+    figure.savefig(RESULTS / "repair.png", dpi=100)
+
+    settings = {"turn_limit": 3, "feedback": "true", "temperature": 0.2}
+    first = {told["condition"]: told | {"settings": settings} for told in results if not told["seed"]}
+    plots.evaluation({name: first[name] for name in ("start", "SFT", "RLEF")}, [], RESULTS)
+    swept = {}
+    for name in SWEPT:
+        for told in json.loads((RESULTS / f"sweep-{name}.json").read_text()).values():
+            # The picture tells runs apart by their feedback: here by their names.
+            told["settings"]["feedback"] = f"true, {name}"
+            swept[f"{name} {told['settings']['turn_limit']}"] = told
+    plots.turn_limits(swept, ["1@10"], RESULTS / "turn_limits.png")
+
+
 def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     prepare()
@@ -159,17 +219,21 @@ def main() -> None:
         done = [pool.submit(train_and_evaluate, *job) for job in jobs]
         for future in tqdm(done, desc="ablations", unit="run"):
             future.result()
-    results = [figures(*job) for job in jobs]
-    write_whole(RESULTS / "results.json", json.dumps(results, indent=1))
-    write_whole(RESULTS / "table.md", table(results))
-    lines = []
+    results, lines = [figures(*job) for job in jobs], []
     for condition, seed in jobs:
         if CONDITIONS[condition] is not None:
             for line in (directory(condition, seed) / "metrics.jsonl").read_text().splitlines():
                 lines.append(json.dumps({"condition": condition, "seed": seed} | json.loads(line)))
+    write_whole(RESULTS / "results.json", json.dumps(results, indent=1))
     write_whole(RESULTS / "reference.jsonl", "\n".join(lines) + "\n")
+    write_whole(RESULTS / "table.md", table(results))
+    for name in SWEPT:
+        write_whole(
+            RESULTS / f"sweep-{name}.json", (directory(name, 0) / "sweep" / "summary.json").read_text()
+        )
     print(table(results))
+    draw()
 
 
 if __name__ == "__main__":
-    main()
+    draw() if sys.argv[1:] == ["--draw"] else main()
