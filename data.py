@@ -13,8 +13,9 @@ A file of your own, a JSON object a line or parquet, has a row a problem with th
     public_tests, private_tests
         [{"input": "1 2\\n", "output": "3\\n"}, ...], or with entry_point ["assert f(1, 2) == 3", ...]
 It may have: generated_tests (more private ones), solutions and incorrect_solutions (programs), time_limit
-(seconds), memory_limit_bytes, difficulty (a group of results), and for asserts entry_point (the name of the
-function), signature ("def f(a, b):"), preamble (code before each response) and setup (code for the judge).
+(seconds), memory_limit_bytes, difficulty or cf_rating (groups of results), and for asserts entry_point (the
+function's name), signature ("def f(a, b):"), preamble (code before each response) and setup (code for the
+judge).
 CodeContests' own columns are of this kind: its tests are {"input": [...], "output": [...]}, its solutions
 {"language": [...], "solution": [...]} and its time_limit {"seconds": 2, "nanos": 0}.
 """
@@ -235,6 +236,9 @@ def _from_columns(row: dict) -> Problem:
         pairs = zip(found["language"], found["solution"], strict=True)
         return tuple(text for language, text in pairs if language == PYTHON3)
 
+    group = f"difficulty {row['difficulty']}" if row.get("difficulty") is not None else ""
+    if rating := row.get("cf_rating"):  # CodeContests: of Codeforces, 0 where there is none
+        group = f"rating {rating // 400 * 400} to {rating // 400 * 400 + 399}"
     limit = row.get("time_limit") or {}
     if isinstance(limit, dict):
         limit = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9  # 0: not stated
@@ -246,7 +250,7 @@ def _from_columns(row: dict) -> Problem:
         limits=Limits(limit or Limits.seconds, row.get("memory_limit_bytes") or Limits.memory_bytes),
         correct_solutions=solutions("solutions"),
         incorrect_solutions=solutions("incorrect_solutions"),
-        group=f"difficulty {row['difficulty']}" if row.get("difficulty") is not None else "",
+        group=group,
         **{name: row.get(name) or "" for name in ("preamble", "entry_point", "signature", "setup")},
     )
 

@@ -114,6 +114,7 @@ def test_solutions_pass_every_test_and_empty_ones_fail_every_problem(sandbox, na
 
 def test_code_contests_rows_are_read_whole(capsys):
     sums, half = problems("code_contests.parquet").values()
+    assert sums.group == "rating 800 to 1199"
     assert capsys.readouterr().out.endswith("2 of 4 problems have no public or no private tests\n")
     assert sums.public_tests == (IoTest("1 2\n", "3\n"), IoTest("10 5\n", "15\n"))
     assert sums.private_tests == (IoTest("0 0", "0"), IoTest("7 8", "15"), IoTest("100 200", "300"))
