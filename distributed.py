@@ -11,6 +11,9 @@ and train.py's arithmetic is that of one process. Losses are divided by global c
 *summed* over the ranks (FSDP2 would average). Every rank must make the same number of passes: they wait for
 each other in each.
 
+With `divide` some ranks only sample, while the others train: two *teams*, each of which shares its work as
+above. All that they tell each other is weights, once a batch, and episodes.
+
 On one process in one number type nothing is sharded, and models are what `from_pretrained` gives.
 Not here: tensor parallelism, mixtures of experts when sharded (their checkpoints have other names).
 """
@@ -19,6 +22,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import threading
 import warnings
@@ -48,24 +52,28 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP on one process: as meant
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+# Long because ranks wait for each other's rollouts; it is not what notices a failure.
+TIMEOUT = timedelta(hours=4)
 
 # ---- ranks -------------------------------------------------------------------------------------------------
 
+_team: dist.ProcessGroup | None = None  # the ranks that share this rank's work; None: all
+
 
 def rank() -> int:
-    """Which process this is, 0 to ranks() - 1; rank 0 writes the files."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """Which process of its team this is, 0 to ranks() - 1; rank 0 of those that train writes the files."""
+    return dist.get_rank(_team) if dist.is_initialized() else 0
 
 
 def ranks() -> int:
-    """How many processes run together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """How many processes share this one's work."""
+    return dist.get_world_size(_team) if dist.is_initialized() else 1
 
 
 @contextlib.contextmanager
@@ -76,6 +84,7 @@ def joined(device: str, alone: bool = True) -> Iterator[str]:
     torchrun there is one rank; unless it is `alone` it gets a process group of its own, so that FSDP2 gives
     a single GPU mixed precision and offloading too.
     """
+    global _team
     if device.startswith("cuda"):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
@@ -83,21 +92,22 @@ def joined(device: str, alone: bool = True) -> Iterator[str]:
     if not together and alone:
         yield device
         return
-    # Gloo stands by on GPUs too, for objects and offloaded parameters. The timeout is long because ranks wait
-    # for each other's rollouts; it is not what notices a failure.
+    # Gloo stands by on GPUs too, for objects and offloaded parameters.
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     store = None if together else dist.HashStore()
     place = {} if together else {"store": store, "rank": 0, "world_size": 1}
-    dist.init_process_group(backend, timeout=timedelta(hours=4), **place)
+    dist.init_process_group(backend, timeout=TIMEOUT, **place)
     if together:
         threading.Thread(target=_end_with_the_first, daemon=True).start()
     try:
         yield device
-        barrier()
+        dist.barrier()  # of both teams
     except BaseException:
         if together:
-            _rendezvous().compare_set("failed", "", str(rank()))  # the first to fail tells why
+            _rendezvous().compare_set("failed", "", str(dist.get_rank()))  # the first to fail tells why
         raise
+    finally:
+        _team = None
     dist.destroy_process_group()
 
 
@@ -108,17 +118,30 @@ def _rendezvous() -> dist.TCPStore:
 
 def _end_with_the_first() -> None:
     """End this process, in whatever it computes or waits for, when another rank has failed."""
-    own, store = str(rank()).encode(), _rendezvous()
+    own, store = str(dist.get_rank()).encode(), _rendezvous()
     with contextlib.suppress(RuntimeError):  # the store is gone: all have ended well
         store.wait(["failed"])
         if store.get("failed") != own:
             os._exit(1)
 
 
+def divide(last: int) -> bool:
+    """Make the last ranks a team of their own, and the others too; is this one of the last?
+
+    From here on `rank`, `ranks` and all that ranks do together mean the own team.
+    """
+    global _team
+    if last == 0:
+        return False
+    everyone = list(range(ranks()))
+    _team, _ = dist.new_subgroups_by_enumeration([everyone[:-last], everyone[-last:]], timeout=TIMEOUT)
+    return dist.get_rank() >= len(everyone) - last
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if ranks() > 1:
-        dist.barrier()
+        dist.barrier(_team)
 
 
 def share(count: int) -> slice:
@@ -131,7 +154,7 @@ def gather(things: list) -> list:
     if ranks() == 1:
         return things
     lists: list = [None] * ranks()
-    dist.all_gather_object(lists, things)
+    dist.all_gather_object(lists, things, _team)
     return [thing for part in lists for thing in part]
 
 
@@ -139,7 +162,7 @@ def total(numbers: Sequence[float]) -> list[float]:
     """Sums over the ranks, number by number, in double precision."""
     sums = torch.tensor(numbers, dtype=torch.float64)
     if ranks() > 1:
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=_team)
     return sums.tolist()
 
 
@@ -267,7 +290,7 @@ def _shard(
     network = wrap(language_model)
     names = {own: stored_names[id(p)] for own, p in network.named_parameters() if id(p) in stored_names}
     offload = offload and device != "cpu"
-    options = {"mesh": dist.init_device_mesh(device.partition(":")[0], (ranks(),))}
+    options = {"mesh": dist.DeviceMesh.from_group(_team or dist.group.WORLD, device.partition(":")[0])}
     options["offload_policy"] = CPUOffloadPolicy() if offload else OffloadPolicy()
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     new = [m for m in network.modules() if {id(p) for p in m.parameters(recurse=False)} - stored_names.keys()]
@@ -293,7 +316,7 @@ def _shard(
             f"the safetensors of {directory} lack {len(missing)} of {len(wanted)} weights, such as "
             f"{missing[0]}: save it once more with transformers' from_pretrained and save_pretrained"
         )
-    dcp.load(wanted, storage_reader=reader)
+    dcp.load(wanted, storage_reader=reader, process_group=_team)
     return network
 
 
@@ -355,6 +378,31 @@ def for_sampling(policy, device: str, dtype: str, gather_weights: bool) -> Itera
         policy.reshard()
 
 
+def broadcast(thing: object, source: int) -> object:
+    """What the rank `source` of both teams gives as `thing`, on every rank; negative: from the end."""
+    things = [thing]
+    dist.broadcast_object_list(things, source % dist.get_world_size())
+    return things[0]
+
+
+def give_weights(policy: FSDPModule | None, dtype: str) -> None:
+    """Send the trained policy, in `dtype`, to those that `take_weights`; None: no more will come."""
+    broadcast(policy is not None, 0)
+    for parameter in policy.parameters() if policy else ():
+        dist.broadcast(parameter.detach().to(getattr(torch, dtype)).full_tensor(), 0)
+
+
+def take_weights(policy: FSDPModule) -> bool:
+    """Wait for the trained policy and copy it into this one, which has that `dtype`; False if none comes."""
+    more = broadcast(None, 0)
+    for parameter in policy.parameters() if more else ():
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        dist.broadcast(whole, 0)
+        mine = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.detach().to_local().copy_(mine.to_local())
+    return more
+
+
 def _empty_copy(policy: PreTrainedModel) -> PreTrainedModel:
     """The same architecture without weights, and without FSDP2's classes and hooks."""
     attention = policy.config._attn_implementation
@@ -406,18 +454,22 @@ def _state(trained: dict[str, tuple]) -> dict:
     }
 
 
-def save_checkpoint(directory: Path, trained: dict[str, tuple], about: dict, keep: int) -> None:
+def save_checkpoint(directory: Path, trained: dict[str, tuple], about: dict, keep: int, ahead: list) -> None:
     """Write a checkpoint beside `directory`, rename it, and drop all but the newest `keep` of its kind.
 
-    Args: trained: name to (network, optimiser, schedule); about: plain JSON, for about.json.
+    Args:
+        trained: name to (network, optimiser, schedule); about: plain JSON, for about.json.
+        ahead: episodes that were sampled before their turn, for `read_ahead`.
     """
     beside = directory.with_name(directory.name + ".partial")
     if rank() == 0:
         shutil.rmtree(beside, ignore_errors=True)
     barrier()
-    dcp.save(_state(trained), checkpoint_id=beside, no_dist=not dist.is_initialized())
+    dcp.save(_state(trained), checkpoint_id=beside, process_group=_team, no_dist=not dist.is_initialized())
     if rank() == 0:
         (beside / "about.json").write_text(json.dumps(about | {"ranks": ranks()}))
+        if ahead:
+            (beside / "ahead.pickle").write_bytes(pickle.dumps(ahead))
         replace_whole(directory, beside)
         for old in checkpoints(directory.parent)[:-keep]:
             shutil.rmtree(old)
@@ -429,12 +481,18 @@ def checkpoints(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("*") if path.name.isdigit())
 
 
+def read_ahead(directory: Path) -> list:
+    """The episodes that were sampled before their turn when a checkpoint was saved."""
+    path = directory / "ahead.pickle"
+    return pickle.loads(path.read_bytes()) if path.exists() else []
+
+
 def restore_checkpoint(directory: Path, trained: dict[str, tuple]) -> None:
     """Bring networks, optimisers, schedules and random states to where they were; on any number of ranks."""
     state = _state(trained)
     if json.loads((directory / "about.json").read_text())["ranks"] != ranks():
         del state["random"]  # each rank had its own
-    dcp.load(state, checkpoint_id=directory, no_dist=not dist.is_initialized())
+    dcp.load(state, checkpoint_id=directory, process_group=_team, no_dist=not dist.is_initialized())
     for name, (network, optimiser, schedule) in trained.items():
         set_model_state_dict(network, state[name]["network"])
         set_optimizer_state_dict(network, optimiser, state[name]["optimiser"])

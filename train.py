@@ -7,6 +7,7 @@ advantages, updates, evaluation.
     python train.py                                     # the offline toy world, on a laptop's CPU
     torchrun --nproc_per_node=2 train.py                # the same on two processes, to the same weights
     torchrun --nproc_per_node=8 train.py --preset 8b    # 8 GPUs of 80 GB
+    torchrun --nproc_per_node=2 train.py --rollout_ranks 1    # one process samples while the other trains
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py --preset 8b
     python train.py --preset 8b --plan --ranks 8        # would it fit? needs no weights and no GPU
     python train.py --resume runs/toy                   # go on after a stop, on any number of ranks
@@ -14,7 +15,8 @@ advantages, updates, evaluation.
 Three networks start from the same checkpoint: the policy, the critic (its trunk), and the frozen initial
 policy for the KL penalty. Where the paper runs sampling and training apart, asynchronously, here they take
 turns in the same processes, so the policy that samples is the policy that is trained, and the behaviour ratio
-stays near 1.
+stays near 1. With `--rollout_ranks N` they run apart here too: N ranks sample a batch while the others train
+on the one before it, so what is trained on was sampled one update phase ago; the behaviour ratio corrects it.
 
 A run's directory holds `config.json`, `metrics.jsonl` (one object an iteration), `dialogs.txt` (a decoded
 episode now and then), `best/` (a Hugging Face directory: the best policy on the valid split), `checkpoints/`,
@@ -24,6 +26,7 @@ SIGTERM and Ctrl-C stop it where nothing is lost, before or after an iteration's
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -77,6 +80,10 @@ class Config:
     bf16_state: bool = option(False, "weights and optimiser state in --dtype too, instead of fp32")
     cpu_offload: bool = option(False, "keep weights and optimiser state in main memory")
     gather_weights: bool = option(True, "sample with whole weights on every rank; else gather layer by layer")
+    rollout_ranks: int = option(0, "so many of the ranks, the last ones, only sample; the others train")
+    overlap: bool = option(
+        True, "with rollout_ranks: sample while training, with weights one iteration old; else in turns"
+    )
     attention: str = option("sdpa", "transformers' attention: sdpa, eager, flash_attention_2, ...")
     gguf_file: str = option("", "file of --model that holds its weights as GGUF")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
@@ -188,6 +195,8 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
             f"microbatch_tokens {config.microbatch_tokens} is less than context {config.context}: "
             "the longest dialog would not fit a micro-batch"
         )
+    if config.plan and config.rollout_ranks:
+        raise ValueError("plan knows only ranks that train: leave rollout_ranks out, and them out of ranks")
     return config
 
 
@@ -387,7 +396,8 @@ def append(path: Path, text: str) -> int:
 def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict | None:
     """Train a policy as `config` says; returns the probes on test problems before and after.
 
-    None if `stopped()` became true on any rank: then a checkpoint was saved, and `resume` goes on from there.
+    None if `stopped()` became true on any rank that trains: then a checkpoint was saved, and `resume` goes on
+    from there. None on ranks that only sample.
     """
     state_dtype = config.dtype if config.bf16_state else "float32"
     alone = state_dtype == config.dtype and not config.cpu_offload
@@ -396,12 +406,34 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
         return _train(replace(config, device=device), state_dtype, sandbox, stopped)
 
 
+def sample_apart(policy, batch_of: Callable, first: int, ahead: list[Episode], config: Config) -> None:
+    """All that a rank does that only samples: take the trained weights, sample the next batch, hand it over.
+
+    `ahead` is batch `first` if it was sampled before the run was stopped: the weights that did it are gone.
+    """
+
+    def hand_over(episodes: list[Episode]) -> None:
+        # Tests can be large, and have been run.
+        lean = [replace(e, problem=Problem(e.problem.name, "", (), ())) for e in episodes]
+        distributed.broadcast(lean, -config.rollout_ranks)
+
+    if ahead:
+        hand_over(ahead)
+        first += 1
+    while distributed.take_weights(policy):
+        hand_over(batch_of(first, policy))
+        first += 1
+
+
 def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable[[], bool]) -> dict | None:
     began = time.perf_counter()
     if sandbox.layers_off and rank() == 0:
         print(f"sandbox: {sandbox.layers_off}", file=sys.stderr)
-    if config.minibatch_episodes % ranks():
-        raise ValueError(f"minibatch_episodes {config.minibatch_episodes} does not divide by {ranks()} ranks")
+    learners = ranks() - config.rollout_ranks
+    if learners < 1 or config.minibatch_episodes % learners:
+        raise ValueError(
+            f"minibatch_episodes {config.minibatch_episodes} does not divide by {learners} ranks that train"
+        )
     run = Path(config.output)
     saved = distributed.checkpoints(run / "checkpoints")
     if saved and not config.resume and not (run / "result.json").exists():
@@ -418,9 +450,27 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
             toy.ensure_base(Path(config.model), seed=0)
         distributed.barrier()
     tokenizer = distributed.load_tokenizer(config.model, config.chat_template, config.gguf_file)
+    alike = {f.name for f in fields(RolloutSettings)} & asdict(config).keys()
+    shared = {name: getattr(config, name) for name in alike}
+    sampling = RolloutSettings(**shared)
+    colder = {"temperature": config.evaluation_temperature, "top_p": config.evaluation_top_p}
+    judging = replace(sampling, feedback="true", **colder)
     torch.manual_seed(config.seed)
     loading = {name: getattr(config, name) for name in ("device", "dtype", "attention", "cpu_offload")}
     source = {"model": config.model, "gguf_file": config.gguf_file}
+    progress = {"iteration": 0, "best": -1.0, "before": None, "metrics.jsonl": 0, "dialogs.txt": 0}
+    newest = saved[-1] if config.resume and saved else None
+    if newest:
+        progress = json.loads((newest / "about.json").read_text())
+    first = progress["iteration"]
+    ahead = distributed.read_ahead(newest) if newest and first < config.iterations else []
+
+    def batch_of(iteration: int, policy) -> list[Episode]:
+        drawn, at = draw_problems(training, iteration, config), iteration * config.batch_episodes
+        return sample(policy, tokenizer, drawn, training, sandbox, sampling, config, config.seed + 1, at)
+
+    if distributed.divide(config.rollout_ranks):
+        return sample_apart(load_model(**source, **loading), batch_of, first, ahead, config)
     training_too = {"gradient_checkpointing": config.gradient_checkpointing, "state_dtype": state_dtype}
     policy = load_model(**source, **loading, **training_too)
     reference = load_model(**source, **loading).requires_grad_(False)
@@ -437,10 +487,8 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         "policy": (policy, optimisers[0], schedules[0]),
         "critic": (critic, optimisers[1], schedules[1]),
     }
-    progress = {"iteration": 0, "best": -1.0, "before": None, "metrics.jsonl": 0, "dialogs.txt": 0}
-    if config.resume and saved:
-        distributed.restore_checkpoint(saved[-1], trained)
-        progress = json.loads((saved[-1] / "about.json").read_text())
+    if newest:
+        distributed.restore_checkpoint(newest, trained)
     seconds: dict[str, float] = progress.setdefault("seconds", {"start": time.perf_counter() - began})
     if rank() == 0:
         if not config.resume:
@@ -452,32 +500,42 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
             append(run / name, "")
             os.truncate(run / name, progress[name])
     distributed.barrier()
-    alike = {f.name for f in fields(RolloutSettings)} & asdict(config).keys()
-    shared = {name: getattr(config, name) for name in alike}
-    sampling = RolloutSettings(**shared)
-    colder = {"temperature": config.evaluation_temperature, "top_p": config.evaluation_top_p}
-    judging = replace(sampling, feedback="true", **colder)
+    overlap = config.rollout_ranks > 0 and config.overlap
 
     def save() -> None:
-        if progress["iteration"] == 0:
+        reached = progress["iteration"]
+        if reached == 0:
             return  # nothing is lost, and DCP would count a step of optimisers that have made none
-        directory = run / "checkpoints" / f"{progress['iteration']:06d}"
-        distributed.save_checkpoint(directory, trained, progress, config.keep_checkpoints)
+        sampled = rollouts(reached) if overlap and reached < config.iterations else []
+        directory = run / "checkpoints" / f"{reached:06d}"
+        distributed.save_checkpoint(directory, trained, progress, config.keep_checkpoints, sampled)
 
+    @functools.lru_cache(maxsize=1)  # a checkpoint may want the next iteration's before that iteration does
+    def rollouts(iteration: int) -> list[Episode]:
+        if not config.rollout_ranks:
+            return batch_of(iteration, policy)
+        if not overlap:
+            distributed.give_weights(policy, config.dtype)
+        return distributed.broadcast(None, -config.rollout_ranks)
+
+    if overlap and not ahead and first < config.iterations:
+        distributed.give_weights(policy, config.dtype)
     if test and not progress["before"]:
         started = time.perf_counter()
         progress["before"] = probe(policy, tokenizer, test, training, sandbox, judging, config)
         seconds["probe"] = time.perf_counter() - started
     stop = False
-    first = progress["iteration"]
     bar = tqdm(total=config.iterations, initial=first, desc="RLEF", unit="iteration", disable=rank() > 0)
     for iteration in range(first, config.iterations):
         clock = [time.perf_counter()]
-        drawn, at = draw_problems(training, iteration, config), iteration * config.batch_episodes
-        episodes = sample(policy, tokenizer, drawn, training, sandbox, sampling, config, config.seed + 1, at)
+        last = iteration + 1 == config.iterations
+        episodes = rollouts(iteration)
         clock.append(time.perf_counter())
         if stop := any(gather([stopped()])):
+            save()
             break
+        if overlap and not last:
+            distributed.give_weights(policy, config.dtype)  # for the next rollouts, which now begin
         targets, statistics = prepare(policy, reference, critic, episodes, config)
         clock.append(time.perf_counter())
         updates = []
@@ -495,7 +553,6 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         entry |= {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
         entry["first_ratio_worst"] = updates[0]["ratio_worst"]
         entry["learning_rate"] = schedules[0].get_last_lr()[0]
-        last = iteration + 1 == config.iterations
         if valid and (last or (iteration + 1) % config.evaluate_every == 0):
             schedule = list(valid) * config.evaluation_rollouts
             judged = sample(policy, tokenizer, schedule, valid, sandbox, judging, config, config.seed)
@@ -526,8 +583,9 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         if stop:
             break
     bar.close()
+    if config.rollout_ranks:
+        distributed.give_weights(None, config.dtype)
     if stop:
-        save()
         if rank() == 0:
             print(f"stopped after iteration {progress['iteration']}: go on with --resume {run}")
         return None

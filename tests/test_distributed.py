@@ -21,7 +21,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import toy
-from distributed import checkpoints, export, for_sampling, joined, load_model, load_tokenizer, rank
+from distributed import checkpoints, divide, export, for_sampling, joined, load_model, load_tokenizer, rank
 from rollout import RolloutSettings, rollout
 from sandbox import Sandbox
 from train import Config, heed_signals, train
@@ -206,18 +206,76 @@ def test_a_run_goes_on_with_another_number_of_ranks(config, one, tmp_path, befor
     assert_same_run(tmp_path / "run", one, 1e-5)
 
 
+@pytest.mark.parametrize(("count", "samplers", "gather_weights"), [(2, 1, True), (4, 2, False)])
+def test_ranks_that_only_sample_in_turns_with_training_change_nothing(
+    config, one, tmp_path, count, samplers, gather_weights
+):
+    how = {"rollout_ranks": samplers, "overlap": False, "gather_weights": gather_weights}
+    run_ranks(count, train, replace(config, output=str(tmp_path / "run"), **how))
+    assert_same_run(tmp_path / "run", one, 1e-5)
+
+
+@pytest.fixture(scope="module")
+def overlapping(config, tmp_path_factory) -> Config:
+    """The run of one rank that trains and one that samples meanwhile."""
+    run = replace(config, output=str(tmp_path_factory.mktemp("runs") / "overlapping"), rollout_ranks=1)
+    run_ranks(2, train, run)
+    return run
+
+
+def test_somebody_must_be_left_to_train(config, tmp_path):
+    with pytest.raises(ValueError, match="minibatch_episodes 8 does not divide by 0 ranks that train"):
+        train(replace(config, output=str(tmp_path / "run"), rollout_ranks=1))
+
+
+def test_rollouts_that_overlap_with_training_use_weights_one_iteration_old(
+    config, one, overlapping, tmp_path
+):
+    still = replace(config, output=str(tmp_path / "still"), learning_rate=0.0)
+    run_ranks(1, train, still)
+    in_turns, untrained, ahead = metrics(one), metrics(tmp_path / "still"), metrics(Path(overlapping.output))
+    of_weights = "repeats", "response_tokens", "invalid_code", "reward"
+    for name in of_weights:
+        assert ahead[0][name] == pytest.approx(in_turns[0][name])
+        assert ahead[1][name] == pytest.approx(untrained[1][name])
+    for new, old in ((in_turns[1], untrained[1]), (ahead[2], untrained[2])):
+        assert any(new[name] != pytest.approx(old[name]) for name in of_weights)
+    # What sampled is what is trained for one iteration, then no longer.
+    assert ahead[0]["behaviour_gap"] < 1e-5
+    assert min(entry["behaviour_gap"] for entry in ahead[1:]) > 1e-3
+    assert max(entry["first_ratio_worst"] for entry in ahead) < 1e-5
+
+
+def test_a_killed_run_keeps_the_batch_that_was_sampled_ahead(overlapping, tmp_path):
+    run = replace(overlapping, output=str(tmp_path / "run"))
+    for moment in ("000001", "000002*"):
+        resume = run.output if (tmp_path / "run" / "config.json").exists() else ""
+        ranks = start_ranks(2, train, replace(run, resume=resume))
+        while ranks[0].is_alive() and not any((tmp_path / "run" / "checkpoints").glob(moment)):
+            time.sleep(0.001)
+        for process in ranks:
+            process.kill()
+        for process in ranks:
+            process.join()
+        assert ranks[0].exitcode == -9
+    run_ranks(2, train, replace(run, resume=run.output))
+    assert_identical(tmp_path / "run", Path(overlapping.output))
+
+
 def fail_on_one_rank(how: str, output: Path) -> None:
     os.dup2(os.open(output / f"{os.environ['RANK']}.txt", os.O_CREAT | os.O_WRONLY), 2)
     with joined("cpu"):
+        if how == "apart":
+            divide(1)
         dist.barrier()
-        if rank() == 1:
+        if dist.get_rank() == 1:
             raise RuntimeError("the lamp fell over")
         if how == "waiting":
             dist.barrier()
         time.sleep(600)
 
 
-@pytest.mark.parametrize("how", ["waiting", "computing"])
+@pytest.mark.parametrize("how", ["waiting", "computing", "apart"])
 def test_an_exception_on_one_rank_ends_all_and_is_shown(tmp_path, how):
     ranks = start_ranks(2, fail_on_one_rank, how, tmp_path)
     for process in ranks:

@@ -197,6 +197,7 @@ def test_the_saved_policy_is_the_trained_one(tmp_path, monkeypatch, tokenizer, e
             "batch_episodes 10 .* minibatch_episodes 4",
         ),
         (["--microbatch_tokens", "100"], "microbatch_tokens 100 .* context 512"),
+        (["--plan", "--rollout_ranks", "2"], "plan .* rollout_ranks"),
     ],
 )
 def test_settings_that_disagree_are_named(flags, named):
