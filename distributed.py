@@ -289,9 +289,8 @@ def _shard(
     stored_names = {id(parameter): name for name, parameter in language_model.named_parameters()}
     network = wrap(language_model)
     names = {own: stored_names[id(p)] for own, p in network.named_parameters() if id(p) in stored_names}
-    offload = offload and device != "cpu"
     options = {"mesh": dist.DeviceMesh.from_group(_team or dist.group.WORLD, device.partition(":")[0])}
-    options["offload_policy"] = CPUOffloadPolicy() if offload else OffloadPolicy()
+    options["offload_policy"] = CPUOffloadPolicy(pin_memory=device != "cpu") if offload else OffloadPolicy()
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     new = [m for m in network.modules() if {id(p) for p in m.parameters(recurse=False)} - stored_names.keys()]
     for head in new:

@@ -34,10 +34,11 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["test_distributed"])
 
 
-def _rank(target, rank: int, count: int, port: int, arguments: tuple) -> None:
+def _rank(target, rank: int, count: int, nodes: int, port: int, arguments: tuple) -> None:
     """What torchrun does for a rank."""
     torch.set_num_threads(1)
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    local = count // nodes
+    names = {"RANK": rank, "LOCAL_RANK": rank % local, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": local}
     if count > 1:
         os.environ |= {k: str(v) for k, v in names.items()} | {
             "MASTER_ADDR": "localhost",
@@ -46,20 +47,21 @@ def _rank(target, rank: int, count: int, port: int, arguments: tuple) -> None:
     target(*arguments)
 
 
-def start_ranks(count: int, target, *arguments) -> list:
+def start_ranks(count: int, target, *arguments, nodes: int = 1) -> list:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     ranks = [
-        PROCESSES.Process(target=_rank, args=(target, rank, count, port, arguments)) for rank in range(count)
+        PROCESSES.Process(target=_rank, args=(target, rank, count, nodes, port, arguments))
+        for rank in range(count)
     ]
     for process in ranks:
         process.start()
     return ranks
 
 
-def run_ranks(count: int, target, *arguments) -> None:
-    ranks = start_ranks(count, target, *arguments)
+def run_ranks(count: int, target, *arguments, nodes: int = 1) -> None:
+    ranks = start_ranks(count, target, *arguments, nodes=nodes)
     for process in ranks:
         process.join(100)
     codes = [process.exitcode for process in ranks]
@@ -118,11 +120,18 @@ def assert_same_run(run: Path, other: Path, tolerance: float) -> None:
         torch.testing.assert_close(ours[name], theirs[name], atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("count", "gather_weights"), [(2, True), (4, False)])
-def test_any_number_of_ranks_gives_the_same_metrics_and_weights(config, one, tmp_path, count, gather_weights):
-    # Checkpointed activations too: they must change nothing.
-    how = {"gather_weights": gather_weights, "gradient_checkpointing": gather_weights}
-    run_ranks(count, train, replace(config, output=str(tmp_path / "run"), **how))
+@pytest.mark.parametrize(
+    ("count", "nodes", "how"),
+    [
+        (2, 1, {"gradient_checkpointing": True}),
+        (2, 2, {"cpu_offload": True}),
+        (4, 2, {"gather_weights": False}),
+    ],
+)
+def test_ranks_nodes_and_savings_of_memory_change_neither_metrics_nor_weights(
+    config, one, tmp_path, count, nodes, how
+):
+    run_ranks(count, train, replace(config, output=str(tmp_path / "run"), **how), nodes=nodes)
     assert_same_run(tmp_path / "run", one, 1e-5)
 
 
