@@ -201,24 +201,49 @@ def _receive(channel: socket.socket, limit: int = 1 << 30, most: int = 0) -> tup
     return json.loads(_read(channel, length)), descriptors
 
 
+PLAIN = {  # how each type of plain data reads an instance; a subclass may say anything of itself
+    int: int.__index__,
+    float: float.__float__,
+    complex: complex.__complex__,
+    str: str.__str__,
+    bytes: bytes.__bytes__,
+    list: list.__iter__,
+    tuple: tuple.__iter__,
+    set: set.__iter__,
+    frozenset: frozenset.__iter__,
+    dict: dict.items,
+}
+
+
 def _pack(value: object, depth: int = 0) -> object:
-    """Plain data as JSON; TypeError for all else. Exact types: a subclass could lie about what it is."""
-    kind = type(value)
-    if value is None or kind in (bool, str, float) or kind is int and abs(value) < 1 << 63:
+    """Plain data as JSON; TypeError for all else.
+
+    What is of a subclass (a Counter, a namedtuple, an IntEnum) goes as what its plain type has of it. A match
+    goes as the tuple of its text and groups: MBPP+ has functions that may return one, as something true.
+    """
+    if value is None or type(value) is bool:
         return value
     if depth > RPC_DEPTH:
         raise TypeError(f"a value nested deeper than {RPC_DEPTH} levels")
+    if type(value) is re.Match:
+        value = (value[0], *value.groups())
+    kind = type(value)
+    if kind not in PLAIN:
+        kind = next((plain for plain in PLAIN if issubclass(kind, plain)), None)
+        if kind is None:
+            raise TypeError(f"a value of type {type(value).__name__} is not plain data")
+    value = PLAIN[kind](value)
+    if kind in (str, float) or kind is int and abs(value) < 1 << 63:
+        return value
     if kind is int:
         return {"int": hex(value)}
     if kind is complex:
         return {"complex": [value.real.hex(), value.imag.hex()]}
     if kind is bytes:
         return {"bytes": value.hex()}
-    if kind in (list, tuple, set, frozenset):
-        return {kind.__name__: [_pack(item, depth + 1) for item in value]}
     if kind is dict:
-        return {"dict": [[_pack(k, depth + 1), _pack(v, depth + 1)] for k, v in value.items()]}
-    raise TypeError(f"a value of type {kind.__name__} is not plain data")
+        return {"dict": [[_pack(k, depth + 1), _pack(v, depth + 1)] for k, v in value]}
+    return {kind.__name__: [_pack(item, depth + 1) for item in value]}
 
 
 def _unpack(packed: object, depth: int = 0) -> object:
@@ -312,9 +337,9 @@ def _run_program(program: str | types.CodeType, entry_point: str, calls: socket.
     try:
         threading._shutdown()  # a program ends when its threads have ended
         atexit._run_exitfuncs()
-        out.flush()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (out, sys.stdout, sys.stderr):
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
     except BaseException:
         exit_code = exit_code or 1
     return exit_code & 255

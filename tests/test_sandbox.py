@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from asserts import read_row
 from sandbox import AssertTest, IoTest, Job, Limits, Sandbox, Verdict, outputs_match
 
 SHORT = Limits(seconds=1.0, memory_bytes=256 << 20, output_bytes=1 << 16)
@@ -103,11 +104,6 @@ def test_verdict_of_a_program(sandbox, program, verdict):
             "exception",
         ),
         (
-            "class I(int):\n  def __eq__(self, other): return True\ndef f(x): return I()",
-            "assert f(1) == 2",
-            "exception",
-        ),
-        (
             "class E:\n  def __reduce__(self): return print, ('x',)\ndef f(x): return E()",
             "assert f(1) == 2",
             "exception",
@@ -141,6 +137,120 @@ def test_verdict_of_a_function(sandbox, program, test, verdict):
     limits = SHORT if verdict == "timeout" else replace(SHORT, seconds=10.0)
     ((result,),) = sandbox.run([Job(program, (AssertTest(test),), limits, entry_point="f")])
     assert result.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("program", "plain"),
+    [
+        ("from collections import Counter\ndef f(x): return Counter('aab')", "{'a': 2, 'b': 1}"),
+        ("from collections import defaultdict\ndef f(x): return defaultdict(list, a=[1])", "{'a': [1]}"),
+        (
+            "from collections import OrderedDict\ndef f(x): return [OrderedDict(b=1, a=2)]",
+            "[{'a': 2, 'b': 1}]",
+        ),
+        ("from collections import namedtuple\ndef f(x): return namedtuple('P', 'x y')(1, 2)", "(1, 2)"),
+        ("from enum import IntEnum\nE = IntEnum('E', 'a b')\ndef f(x): return {E.b: E.a}", "{2: 1}"),
+        ("from enum import StrEnum\nclass E(StrEnum): a = 'b'\ndef f(x): return E.a", "'b'"),
+        ("class F(float): pass\ndef f(x): return F('inf')", "float('inf')"),
+        ("class B(bytes): pass\ndef f(x): return {B(b'a')}", "{b'a'}"),
+        ("import re\ndef f(x): return re.match('(a)(b)?', 'acd')", "('a', 'a', None)"),
+    ],
+)
+def test_what_is_of_a_subclass_of_a_plain_type_counts_as_that_type(sandbox, program, plain):
+    tests = f"assert f(1) == {plain}", f"assert type(f(1)) is type({plain})", f"assert f(1) != {plain}"
+    (results,) = sandbox.run([Job(program, tuple(map(AssertTest, tests)), entry_point="f")])
+    assert [result.verdict for result in results] == ["passed", "passed", "wrong answer"], results[0]
+
+
+LIES = """
+def always(*_): return True
+class Lies:
+    __eq__ = __bool__ = __contains__ = always
+    __ne__ = lambda *_: False
+    __class__ = property(lambda self: type(RIGHT))
+    __hash__ = lambda self: hash(RIGHT)
+    __len__ = lambda self: len(RIGHT)
+    __iter__ = lambda self: iter(RIGHT)
+    items = lambda self: RIGHT.items()
+    keys = lambda self: RIGHT.keys()
+    __getitem__ = get = lambda self, key: RIGHT[key]
+    __str__ = lambda self: str(RIGHT)
+    __repr__ = lambda self: repr(RIGHT)
+    hex = lambda self: RIGHT.hex()
+    __int__ = __index__ = __float__ = __abs__ = __complex__ = __bytes__ = lambda self: RIGHT
+class Meta(type):
+    __eq__ = __instancecheck__ = __subclasscheck__ = always
+    __hash__ = type.__hash__
+    __mro__ = property(lambda self: (type(RIGHT), object))
+class Liar(Lies, type(WRONG), metaclass=Meta): pass
+def f(x): return [Liar(WRONG)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("1", "2"),
+        ("1.5", "2.5"),
+        ("1j", "2j"),
+        ("'ab'", "'cd'"),
+        ("b'ab'", "b'cd'"),
+        ("[1]", "[2]"),
+        ("(1,)", "(2,)"),
+        ("{1}", "{2}"),
+        ("frozenset([1])", "frozenset([2])"),
+        ("{1: 2}", "{1: 3}"),
+    ],
+)
+def test_an_object_that_lies_about_itself_is_judged_by_its_plain_content(sandbox, wrong, right):
+    program = f"RIGHT, WRONG = {right}, {wrong}\n{LIES}"
+    tests = f"assert f(1) == [{right}]", f"assert f(1) == [{wrong}]"
+    (results,) = sandbox.run([Job(program, tuple(map(AssertTest, tests)), entry_point="f")])
+    assert [result.verdict for result in results] == ["wrong answer", "passed"], results
+
+
+MATCH_RULE = """
+def assertion(out, exp, atol):
+    if isinstance(out, bool):
+        assert out == exp
+    else:
+        assert exp == (out is not None)
+"""
+EQUALITY_RULE = "def assertion(out, exp, atol):\n    assert out == exp\n"
+LOOP = "for i, (inp, exp) in enumerate(zip(inputs, results)):\n    assertion({name}(*inp), exp, 0)\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "rule", "inputs", "results", "verdicts"),
+    [
+        (
+            "from collections import Counter\ndef letters(s):\n    return Counter(s)\n",
+            EQUALITY_RULE,
+            ["aab", "", "b"],
+            [{"a": 2, "b": 1}, {}, {"a": 1}],
+            ["passed", "passed", "wrong answer"],
+        ),
+        (
+            "import re\ndef has_vowel(s):\n    return re.search('[aeiou]', s)\n",
+            MATCH_RULE,
+            ["aab", "xyz", "x", "e"],
+            [True, False, True, False],
+            ["passed", "passed", "wrong answer", "wrong answer"],
+        ),
+    ],
+)
+def test_rows_of_mbpp_whose_functions_return_a_counter_or_a_match(
+    sandbox, code, rule, inputs, results, verdicts
+):
+    name = code.partition("def ")[2].partition("(")[0]
+    lists = f"inputs = {[[text] for text in inputs]}\nresults = {results}\n"
+    row = {"task_id": 1, "code": code, "prompt": "Write a function.", "test_imports": []}
+    row |= {"test_list": [f"assert {name}('aab')"], "test": rule + lists + LOOP.format(name=name)}
+    said = read_row(row)
+    job = Job(
+        code, tuple(map(AssertTest, said["public"] + said["private"])), entry_point=name, setup=said["setup"]
+    )
+    assert [result.verdict for result in sandbox.run([job])[0]] == verdicts
 
 
 def test_a_failed_assert_tells_call_got_and_expected(sandbox):
@@ -223,6 +333,40 @@ def test_outputs_match_as_the_original_judge_has_it(got, expected, match):
     assert outputs_match(got, expected) is match
 
 
+# After what many contestants start their programs with.
+FAST_INPUT_AND_OUTPUT = """
+import os, sys
+from io import BytesIO, IOBase
+class FastIO(IOBase):
+    newlines = 0
+    def __init__(self, file):
+        self._fd, self.buffer = file.fileno(), BytesIO()
+        self.writable = "x" in file.mode or "r" not in file.mode
+        self.write = self.buffer.write if self.writable else None
+    def readline(self):
+        while self.newlines == 0:
+            b = os.read(self._fd, max(os.fstat(self._fd).st_size, 8192))
+            self.newlines = b.count(b"\\n") + (not b)
+            ptr = self.buffer.tell()
+            self.buffer.seek(0, 2), self.buffer.write(b), self.buffer.seek(ptr)
+        self.newlines -= 1
+        return self.buffer.readline()
+    def flush(self):
+        if self.writable:
+            os.write(self._fd, self.buffer.getvalue())
+            self.buffer.truncate(0), self.buffer.seek(0)
+class IOWrapper(IOBase):
+    def __init__(self, file):
+        self.buffer = FastIO(file)
+        self.flush, self.writable = self.buffer.flush, self.buffer.writable
+        self.write = lambda s: self.buffer.write(s.encode("ascii"))
+        self.readline = lambda: self.buffer.readline().decode("ascii")
+sys.stdin, sys.stdout = IOWrapper(sys.stdin), IOWrapper(sys.stdout)
+input = lambda: sys.stdin.readline().rstrip("\\r\\n")
+print(int(input()) + int(input()))
+"""
+
+
 @pytest.mark.parametrize(
     ("program", "given", "expected"),
     [
@@ -256,6 +400,9 @@ def test_outputs_match_as_the_original_judge_has_it(got, expected, match):
             "done",
         ),
         ("import tempfile; print(tempfile.TemporaryFile().write(b'abc'))", "", "3"),
+        ("import sys\nwith sys.stdin as s, sys.stdout as out: print(s.read(), file=out)", "a\nb", "a b"),
+        ("import sys\nprint(input())\nsys.stdout = sys.stderr = None", "a", "a"),
+        (FAST_INPUT_AND_OUTPUT, "2\n3\n", "5"),
         ("print(__name__, __import__('sys').argv[1:])\nif __name__ == '__main__': exit()", "", "__main__ []"),
     ],
 )
