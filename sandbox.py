@@ -12,8 +12,8 @@ says no more. Reinforcement learning finds every hole in its grader, so the rule
   data (no pickle). A call that got no answer is never "passed", whatever the test makes of it.
 * A test costs a fork, not an interpreter. A *keeper*, a small standard-library process (never a fork of the
   process that imported torch), forks a *server* for each worker, and a server forks a child for each test.
-  For a program with three tests or more it first forks a *zygote*, which compiles the program, loads the
-  standard modules that it imports at its top, and serves its tests. No state passes from test to test.
+  For a program with many tests it first forks a *zygote*, which compiles the program, loads the standard
+  modules that it imports at its top, and serves its tests. No state passes from test to test.
 
 Layers hold a child back, each probed when a server starts (`Sandbox.layers`): namespaces of its own (user,
 network, ipc, pid, mount), where all is read-only but a private tmpfs, its
@@ -68,12 +68,15 @@ RPC_BYTES, RPC_DEPTH = 16 << 20, 200  # longest message between judge and progra
 SHOWN, STDOUT_SHOWN = 2000, 1 << 16  # characters of a value or a traceback, and of an output, in a result
 FILE_BYTES = 64 << 20  # of all files of a program together
 PROCESSES = 64  # and threads of one test
-ZYGOTE_PAYS = 3  # tests from which on a program is compiled once, in a process of its own
+ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from which on to compile a program once pays (`_zygote_pays`)
 SLOW_SECONDS = 0.1  # a test that takes longer no longer counts as one of the busy workers
 WATCH_SECONDS = 0.05  # how often the memory of a process tree is looked at
-LOADED_EARLY = (
-    "bisect collections copy datetime decimal fractions heapq itertools math random re string".split()
-)
+# What contests' programs and command lines import most, where it is Python code: each library of C that is
+# mapped makes each fork slower.
+LOADED_EARLY = """
+argparse bisect collections copy datetime decimal fractions functools heapq itertools math operator pathlib
+random re statistics string textwrap typing
+""".split()
 NEVER_LOADED_EARLY = "antigravity idlelib lib2to3 site test this tkinter turtle turtledemo".split()
 
 
@@ -1165,6 +1168,11 @@ class Sandbox:
             ended.channel.close()
 
 
+def _zygote_pays(program: str, tests: int) -> bool:
+    """Whether a zygote takes less than to compile a program, and to import what it imports, for each test."""
+    return tests >= ZYGOTE_TESTS and ("import" in program or tests * len(program) > ZYGOTE_CHARACTERS)
+
+
 def _run_tests(
     job: Job, first: int, server: _Server, judge: _Server | None, slow: Callable[[], None]
 ) -> Iterator[TestResult]:
@@ -1172,7 +1180,7 @@ def _run_tests(
     tests, limits = job.tests[first:], job.limits
     about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "output": limits.output_bytes}
     about |= {"entry_point": job.entry_point}
-    if len(tests) < ZYGOTE_PAYS:
+    if not _zygote_pays(job.program, len(tests)):
         for test in tests:
             yield _run_test(job, test, about, server.channel, [_memory_file(job.program)], judge, slow)
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from asserts import read_row
-from sandbox import AssertTest, IoTest, Job, Limits, Sandbox, Verdict, outputs_match
+from sandbox import ZYGOTE_CHARACTERS, AssertTest, IoTest, Job, Limits, Sandbox, Verdict, outputs_match
 
 SHORT = Limits(seconds=1.0, memory_bytes=256 << 20, output_bytes=1 << 16)
 
@@ -407,7 +407,9 @@ print(int(input()) + int(input()))
     ],
 )
 def test_honest_programs_pass_alone_and_in_a_zygote(sandbox, program, given, expected):
-    one, three = sandbox.run([Job(program, (IoTest(given, expected),) * count) for count in (1, 3)])
+    long = f"{program}\n{'#' * ZYGOTE_CHARACTERS}"
+    tests = (IoTest(given, expected),) * 3
+    one, three = sandbox.run([Job(program, tests[:1]), Job(long, tests)])
     assert [result.verdict for result in one + three] == [Verdict.PASSED] * 4, one[0]
 
 
@@ -419,10 +421,10 @@ def test_numpy_works_with_one_thread(sandbox):
     assert all(result.verdict == Verdict.PASSED for some in results for result in some), results[0]
 
 
-def test_tests_of_one_program_do_not_share_randomness(sandbox):
+def test_tests_do_not_share_randomness(sandbox):
     program = "import random, uuid, os\nprint(random.random(), uuid.uuid4(), os.getpid() * 0)"
-    (results,) = sandbox.run([Job(program, (IoTest("", "?"),) * 5)])
-    assert len({result.stdout for result in results}) == 5
+    results = sandbox.run([Job(program, (IoTest("", "?"),) * count) for count in (5, 1, 1, 1)])
+    assert len({result.stdout for some in results for result in some}) == 8
 
 
 def test_a_thousand_results_are_the_same_one_by_one_and_on_all_workers(sandbox):
