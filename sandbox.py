@@ -63,12 +63,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NoReturn
 
 RPC_BYTES, RPC_DEPTH = 16 << 20, 200  # longest message between judge and program, deepest nesting of a value
 SHOWN, STDOUT_SHOWN = 2000, 1 << 16  # characters of a value or a traceback, and of an output, in a result
 FILE_BYTES = 64 << 20  # of all files of a program together
 PROCESSES = 64  # and threads of one test
-ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from which on to compile a program once pays (`_zygote_pays`)
+ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from which on to compile a program once pays
 SLOW_SECONDS = 0.1  # a test that takes longer no longer counts as one of the busy workers
 WATCH_SECONDS = 0.05  # how often the memory of a process tree is looked at
 # What contests' programs and command lines import most, where it is Python code: each library of C that is
@@ -528,13 +529,8 @@ def _seccomp_filter(only_process: int | None) -> ctypes.Structure:
         checked += [(calls, 0, ANY, only_process, ALLOW, REFUSE) for calls in SIGNAL_CALLS]
     for calls, argument, bits, value, then, other in checked:
         last = number if other is None else (give, 0, 0, other)
-        steps = [
-            (load, 0, 0, arguments + 8 * argument),
-            (mask, 0, 0, bits),
-            (equal, 0, 1, value),
-            (give, 0, 0, then),
-            last,
-        ]
+        looked = [(load, 0, 0, arguments + 8 * argument), (mask, 0, 0, bits)]
+        steps = [*looked, (equal, 0, 1, value), (give, 0, 0, then), last]
         code += [(equal, 0, len(steps), calls[_machine]), *steps]
     for call in map(int, CLOSED_CALLS.split()[1 + _machine :: 3]):
         if call >= 0:
@@ -550,9 +546,7 @@ def _seccomp_filter(only_process: int | None) -> ctypes.Structure:
 def _landlock(jail: _Jail, readable: Sequence[str]) -> None:
     """Make the ruleset that lets a program read what is installed and write its home."""
     version = _system(_libc.syscall(444, None, 0, 1))
-    rights = (
-        1 << (13 + (version > 1) + (version > 2))
-    ) - 1  # later rights are of devices, which nobody reaches
+    rights = (1 << (13 + (version > 1) + (version > 2))) - 1  # later ones: of devices, which nobody reaches
     fields = [rights, *[3] * (version > 3), *[3] * (version > 5)]  # TCP; abstract sockets and signals
     attributes = struct.pack(f"{len(fields)}Q", *fields)
     jail.ruleset = _system(_libc.syscall(444, attributes, len(attributes), 0))
@@ -591,11 +585,8 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
 
     def user_namespace() -> None:
         unshare(NEW_USER)
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{user} {user} 1"),
-            ("gid_map", f"{group} {group} 1"),
-        ):
+        maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
+        for name, text in maps.items():
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
 
@@ -623,9 +614,7 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
         mount("proc", "/proc", 14)
 
     def other_user() -> None:
-        candidate = (
-            20000 + jail.pid % 40000
-        )  # one for each server, because the kernel counts processes by user
+        candidate = 20000 + jail.pid % 40000  # one for each server: the kernel counts processes by user
         os.setresgid(candidate, candidate, 0)
         os.setresuid(candidate, candidate, 0)
         try:
@@ -784,6 +773,31 @@ def _empty(home: str) -> None:
             os.rmdir(entry.path)
 
 
+def _live(
+    jail: _Jail,
+    message: dict,
+    given: Sequence[int],
+    outputs: Sequence[int],
+    code: types.CodeType | None,
+) -> NoReturn:
+    """The life of a test's child, with the arguments of `_one_test`: it runs the program, or it judges."""
+    exit_code = 1
+    try:
+        program = code or _contents(given[1])
+        calls = [] if message["kind"] == "io" else given[-1:]
+        _enter_child(jail, message, [given[0], *outputs, *calls])
+        channel = socket.socket(fileno=3) if calls else None
+        gc.enable()
+        if message["kind"] == "judge":
+            sys.stdout = sys.stderr = open(os.devnull, "w")
+            os.write(1, json.dumps(_judge(json.loads(program), channel)).encode())
+            exit_code = 0
+        else:
+            exit_code = _run_program(program, message["entry_point"], channel)
+    finally:
+        os._exit(exit_code)
+
+
 def _one_test(
     channel: socket.socket, jail: _Jail, message: dict, given: list[int], code: types.CodeType | None
 ) -> dict:
@@ -794,30 +808,16 @@ def _one_test(
         code: the compiled program, in a zygote.
     Returns: the report. The captured output is in jail.buffers.
     """
-    limit, is_io = message["output"], message["kind"] == "io"
+    limit, calls = message["output"], [] if message["kind"] == "io" else given[-1:]
     if not jail.buffers or len(jail.buffers[0]) <= limit:
         jail.buffers = (mmap.mmap(-1, limit + 1), mmap.mmap(-1, limit + 1))
         for buffer in jail.buffers:
             buffer.madvise(mmap.MADV_DONTFORK)  # no later child may find what this one printed
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
-    calls = [] if is_io else given[-1:]
     began = time.perf_counter()
     pid = os.fork()
     if pid == 0:
-        exit_code = 1
-        try:
-            program = code or _contents(given[1])
-            _enter_child(jail, message, [given[0], out_end, err_end, *calls])
-            rpc = None if is_io else socket.socket(fileno=3)
-            gc.enable()
-            if message["kind"] == "judge":
-                sys.stdout = sys.stderr = open(os.devnull, "w")
-                os.write(1, json.dumps(_judge(json.loads(program), rpc)).encode())
-                exit_code = 0
-            else:
-                exit_code = _run_program(program, message["entry_point"], rpc)
-        finally:
-            os._exit(exit_code)
+        _live(jail, message, given, (out_end, err_end), code)
     os.close(out_end)
     os.close(err_end)
     exited = os.pidfd_open(pid)
@@ -850,7 +850,7 @@ def _one_test(
             ended = "gone"
         elif now >= deadline:
             ended = at_deadline
-        elif not is_io and calls[0] in ready:  # nothing is left to wait for but what the program has printed
+        elif calls and calls[0] in ready:  # nothing is left to wait for but what the program has printed
             poller.unregister(calls[0])
             deadline, at_deadline = min(deadline, now + 0.2), "judged"
         if now >= next_look and not ended:
@@ -1022,19 +1022,6 @@ def _contents(memory_file: int) -> str:
     return os.pread(memory_file, os.fstat(memory_file).st_size, 0).decode("utf-8", "surrogatepass")
 
 
-def _reply(channel: socket.socket, seconds: float, slow: Callable[[], None]) -> dict:
-    """The next reply, with the outputs that follow a report. Calls `slow` while it waits for long."""
-    deadline = time.monotonic() + seconds
-    poller = select.poll()
-    poller.register(channel, select.POLLIN)
-    while not poller.poll(1000 * min(SLOW_SECONDS, seconds)):
-        slow()
-        if time.monotonic() >= deadline:
-            raise TimeoutError
-    message, _ = _receive(channel)
-    return message | {name: _read(channel, message[name]) for name in ("out", "err") if name in message}
-
-
 class Sandbox:
     """Worker threads, each with a server. Thread-safe; use as a context manager.
 
@@ -1051,15 +1038,8 @@ class Sandbox:
         """
         self._keeper, theirs = socket.socketpair()
         paths = sysconfig.get_paths()
-        command = [
-            sys.executable,
-            "-P",
-            "-s",
-            "-S",
-            os.path.abspath(__file__),
-            "--keep",
-            str(theirs.fileno()),
-        ]
+        command = [sys.executable, "-PsS", os.path.abspath(__file__), "--keep", str(theirs.fileno())]
+        command += {paths["purelib"], paths["platlib"]}
         environment = {
             "PATH": "/usr/bin:/bin",
             "LANG": "C.UTF-8",
@@ -1069,7 +1049,6 @@ class Sandbox:
             "OPENBLAS_NUM_THREADS": "1",
         }
         silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        command += {paths["purelib"], paths["platlib"]}
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, **silent)
         theirs.close()
         self._workers = workers or len(os.sched_getaffinity(0))
@@ -1080,7 +1059,7 @@ class Sandbox:
         self.layers: dict[str, str] = first.layers
         self._threads: list[threading.Thread] = []
         for server in [first, *[None] * (self._workers - 1)]:
-            self._start_thread(server)
+            self._start_worker(server)
 
     @property
     def layers_off(self) -> str:
@@ -1114,124 +1093,132 @@ class Sandbox:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def _start_thread(self, server: _Server | None) -> None:
-        self._threads.append(threading.Thread(target=self._work, args=(server,), daemon=True))
+    def _start_worker(self, server: _Server | None = None) -> None:
+        self._threads.append(threading.Thread(target=_Worker(self, server).work, daemon=True))
         self._threads[-1].start()
 
-    def _work(self, server: _Server | None) -> None:
-        """A worker's life."""
-        judge: _Server | None = None
+
+class _Worker:
+    """Takes jobs from the queue, one after the other; has a server for programs and one for judges."""
+
+    def __init__(self, sandbox: Sandbox, server: _Server | None) -> None:
+        self.sandbox, self.server, self.judge = sandbox, server, None
+        self.counted = False  # as one of the busy workers
+
+    def work(self) -> None:
+        """The worker's life, in a thread of its own."""
         while True:
-            self._free.acquire()
-            counted = True
-
-            def slow() -> None:
-                nonlocal counted
-                with self._lock:
-                    if counted and len(self._threads) < self._most:
-                        self._start_thread(None)
-                if counted:
-                    counted = False
-                    self._free.release()
-
-            entry = self._jobs.get()
+            self.sandbox._free.acquire()
+            self.counted = True
+            entry = self.sandbox._jobs.get()
             if entry is not None:
                 job, future = entry
-                results: list[TestResult] = []
                 try:
-                    while len(results) < len(job.tests):
-                        with self._lock:
-                            server = server or _Server(self._keeper)
-                            if job.entry_point:
-                                judge = judge or _Server(self._keeper)
-                        try:
-                            for result in _run_tests(job, len(results), server, judge, slow):
-                                results.append(result)
-                                if job.stop_at_first_failure and result.verdict != Verdict.PASSED:
-                                    break
-                            break
-                        except (OSError, EOFError):  # a server is ill: go on with new ones
-                            results.append(
-                                TestResult(Verdict.EXCEPTION, traceback="the program's server was lost")
-                            )
-                            for ill in filter(None, (server, judge)):
-                                ill.kill()
-                            server = judge = None
-                    future.set_result(results)
+                    future.set_result(self.results(job))
                 except BaseException as error:
                     future.set_exception(error)
-            if counted:
-                self._free.release()
+            if self.counted:
+                self.sandbox._free.release()
             if entry is None:
                 break
-        for ended in filter(None, (server, judge)):
+        for ended in filter(None, (self.server, self.judge)):
             ended.channel.close()
 
+    def is_slow(self) -> None:
+        """Let another worker take a job beside this one's."""
+        if not self.counted:
+            return
+        with self.sandbox._lock:
+            if len(self.sandbox._threads) < self.sandbox._most:
+                self.sandbox._start_worker()
+        self.counted = False
+        self.sandbox._free.release()
 
-def _zygote_pays(program: str, tests: int) -> bool:
-    """Whether a zygote takes less than to compile a program, and to import what it imports, for each test."""
-    return tests >= ZYGOTE_TESTS and ("import" in program or tests * len(program) > ZYGOTE_CHARACTERS)
+    def results(self, job: Job) -> list[TestResult]:
+        """Run a job's tests."""
+        results: list[TestResult] = []
+        while len(results) < len(job.tests):
+            with self.sandbox._lock:
+                self.server = self.server or _Server(self.sandbox._keeper)
+                if job.entry_point:
+                    self.judge = self.judge or _Server(self.sandbox._keeper)
+            try:
+                for result in self.results_from(job, len(results)):
+                    results.append(result)
+                    if job.stop_at_first_failure and result.verdict != Verdict.PASSED:
+                        return results
+            except (OSError, EOFError):  # a server is ill: go on with new ones
+                results.append(TestResult(Verdict.EXCEPTION, traceback="the program's server was lost"))
+                for ill in filter(None, (self.server, self.judge)):
+                    ill.kill()
+                self.server = self.judge = None
+        return results
 
-
-def _run_tests(
-    job: Job, first: int, server: _Server, judge: _Server | None, slow: Callable[[], None]
-) -> Iterator[TestResult]:
-    """The results of a job's tests from number `first` on, in a zygote if there are many."""
-    tests, limits = job.tests[first:], job.limits
-    about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "output": limits.output_bytes}
-    about |= {"entry_point": job.entry_point}
-    if not _zygote_pays(job.program, len(tests)):
-        for test in tests:
-            yield _run_test(job, test, about, server.channel, [_memory_file(job.program)], judge, slow)
-        return
-    channel, theirs = socket.socketpair()
-    try:
-        _send(server.channel, about | {"kind": "zygote"}, [theirs.detach(), _memory_file(job.program)])
+    def results_from(self, job: Job, first: int) -> Iterator[TestResult]:
+        """The results of the tests from number `first` on, in a zygote where that pays."""
+        tests, limits = job.tests[first:], job.limits
+        about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "output": limits.output_bytes}
+        about |= {"entry_point": job.entry_point}
+        costly = "import" in job.program or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
+        if not costly or len(tests) < ZYGOTE_TESTS:
+            for test in tests:
+                yield self.result(job, test, about, self.server.channel, [_memory_file(job.program)])
+            return
+        channel, theirs = socket.socketpair()
         try:
-            ready = _reply(channel, limits.seconds, slow)
-        except TimeoutError:
-            ready = {"verdict": Verdict.TIMEOUT, "error": "the program does not compile within the limit"}
-        except (OSError, EOFError):
-            ready = {"verdict": Verdict.EXCEPTION, "error": "the compiler crashed"}
-        for test in tests:
-            if ready["error"]:
-                yield TestResult(Verdict(ready["verdict"]), traceback=ready["error"])
-            else:
-                yield _run_test(job, test, about, channel, [], judge, slow)
-    finally:  # also where the reader of this generator stops early
-        channel.close()
-        _send(server.channel, {"kind": "end"})
-        _reply(server.channel, 10.0, slow)
+            given = [theirs.detach(), _memory_file(job.program)]
+            _send(self.server.channel, about | {"kind": "zygote"}, given)
+            try:
+                ready = self.reply(channel, limits.seconds)
+            except TimeoutError:
+                ready = {"verdict": Verdict.TIMEOUT, "error": "the program does not compile within the limit"}
+            except (OSError, EOFError):
+                ready = {"verdict": Verdict.EXCEPTION, "error": "the compiler crashed"}
+            for test in tests:
+                if ready["error"]:
+                    yield TestResult(Verdict(ready["verdict"]), traceback=ready["error"])
+                else:
+                    yield self.result(job, test, about, channel, [])
+        finally:  # also where the reader of this generator stops early
+            channel.close()
+            _send(self.server.channel, {"kind": "end"})
+            self.reply(self.server.channel, 10.0)
 
-
-def _run_test(
-    job: Job,
-    test: IoTest | AssertTest,
-    about: dict,
-    channel: socket.socket,
-    program: list[int],
-    judge: _Server | None,
-    slow: Callable[[], None],
-) -> TestResult:
-    """One test on a server or a zygote and, for an assert test, on the judge's server beside it."""
-    said: dict = {}
-    patience = job.limits.seconds + 20  # the servers keep the time; this is for one that is itself ill
-    if isinstance(test, IoTest):
-        _send(channel, about | {"kind": "io"}, [_memory_file(test.input), *program])
-        report = _reply(channel, patience, slow)
-    else:
+    def result(
+        self, job: Job, test: IoTest | AssertTest, about: dict, channel: socket.socket, program: list[int]
+    ) -> TestResult:
+        """One test on a server or a zygote and, for an assert test, on the judge's server beside it."""
+        said: dict = {}
+        patience = job.limits.seconds + 20  # the servers keep the time; this is for one that is itself ill
+        if isinstance(test, IoTest):
+            _send(channel, about | {"kind": "io"}, [_memory_file(test.input), *program])
+            return _result(test, self.reply(channel, patience), said)
         ours, theirs = socket.socketpair()
         _send(channel, about | {"kind": "assert"}, [_memory_file(""), *program, theirs.detach()])
-        judging = _memory_file(
-            json.dumps({"setup": job.setup, "code": test.code, "entry_point": job.entry_point})
-        )
+        judging = json.dumps({"setup": job.setup, "code": test.code, "entry_point": job.entry_point})
         limits = {"kind": "judge", "seconds": job.limits.seconds + 5, "memory": 1 << 32, "output": 1 << 20}
-        _send(judge.channel, about | limits, [_memory_file(""), judging, ours.detach()])
-        spoken = _reply(judge.channel, patience, slow)
+        given = [_memory_file(""), _memory_file(judging), ours.detach()]
+        _send(self.judge.channel, about | limits, given)
+        spoken = self.reply(self.judge.channel, patience)
         if spoken["exit_code"] == 0 and not spoken["ended"]:
             said = json.loads(spoken["out"])
-        report = _reply(channel, patience, slow)
+        return _result(test, self.reply(channel, patience), said)
 
+    def reply(self, channel: socket.socket, seconds: float) -> dict:
+        """The next reply, with the outputs that follow a report."""
+        deadline = time.monotonic() + seconds
+        poller = select.poll()
+        poller.register(channel, select.POLLIN)
+        while not poller.poll(1000 * min(SLOW_SECONDS, seconds)):
+            self.is_slow()
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+        message, _ = _receive(channel)
+        return message | {name: _read(channel, message[name]) for name in ("out", "err") if name in message}
+
+
+def _result(test: IoTest | AssertTest, report: dict, said: dict) -> TestResult:
+    """The verdict, from how the program ended and what the judge said (nothing where no judge spoke)."""
     out, err = (report[name].decode("utf-8", "replace") for name in ("out", "err"))
     error = err[max(0, err.rfind("Traceback (most recent call last)")) :][-SHOWN:]
     beyond = {"time": Verdict.TIMEOUT, "output": Verdict.TOO_MUCH_OUTPUT, "memory": Verdict.OUT_OF_MEMORY}
@@ -1245,14 +1232,8 @@ def _run_test(
         verdict = Verdict.OUT_OF_MEMORY if error.rstrip().endswith("MemoryError") else Verdict.EXCEPTION
         error = error or f"the program ended with exit code {report['exit_code']}"
     told = {name: said.get(name, "") for name in ("call", "got", "expected")}
-    return TestResult(
-        verdict,
-        _cut(out, STDOUT_SHOWN),
-        error,
-        **told,
-        seconds=report["seconds"],
-        peak_memory_bytes=report["peak"],
-    )
+    told |= {"seconds": report["seconds"], "peak_memory_bytes": report["peak"]}
+    return TestResult(verdict, _cut(out, STDOUT_SHOWN), error, **told)
 
 
 if __name__ == "__main__":
