@@ -16,20 +16,22 @@ says no more. Reinforcement learning finds every hole in its grader, so the rule
   modules that it imports at its top, and serves its tests. No state passes from test to test.
 
 Layers hold a child back, each probed when a server starts (`Sandbox.layers`): namespaces of its own (user,
-network, ipc, pid, mount), where all is read-only but a private tmpfs, its
-home, emptied after each test, and /proc shows the sandbox alone; a user without rights, another one for each
-server, where we are root; no capabilities, no new privileges; Landlock (reads what is installed, writes its
-home, signals nobody outside, no TCP); a seccomp filter (no sockets, ptrace, mounts, namespaces, keyrings,
-...); limits of address space, file size, open files, processes, stack; a clean environment, its own session.
-Memory is that of the whole process tree, looked at 20 times a second. When a test ends, its tree is killed:
-by one signal to the pid namespace, in a zygote by walks over /proc.
+network, ipc, pid, mount), where all is read-only but a private tmpfs, its home, emptied after each test, and
+/proc shows the sandbox alone; a user without rights, another one for each server, where we are root; no
+capabilities, no new privileges; Landlock (reads what is installed, writes its home, signals nobody outside,
+no TCP); a seccomp filter (no sockets, ptrace, mounts, namespaces, keyrings, ...); limits of address space,
+file size, open files, processes, stack; a clean environment, its own session. Memory is that of the whole
+process tree, looked at 20 times a second. When a test ends, its tree is killed: by one signal to the pid
+namespace, in a zygote by walks over /proc.
 
 Not covered: holes in the kernel; memory-safety bugs of CPython's compiler, which reads a program with many
 tests in its zygote, held by the namespaces alone; what a tree allocates in 50 ms; what the time that others
-take tells. A program may read all that is installed. Many that hang side by side share the cores, so that one
-that computes for seconds may time out (`overcommit`). Where layers are off, more: an ordinary user whose
-kernel refuses user namespaces *and* Landlock lends a program all that he may read and write. In assert tests
-arguments and results are copies: `is` between them is always false, a change deep in an argument replaces it.
+take tells. A program may read all that is installed. Programs that hang side by side share the cores
+(`overcommit`): ten that compute hold up those beside them by about twice their limit, and one that is honest
+but slow may time out there. To put slow ones behind the others would make that worse. Where layers are off,
+more: an ordinary user whose kernel refuses user namespaces *and* Landlock lends a program all that he may
+read and write. In assert tests arguments and results are copies, of plain types: `is` between them is always
+false, a change deep in an argument replaces it.
 
 Run alone: `python sandbox.py` prints the layers and runs one program.
 """
