@@ -37,7 +37,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from asserts import read_row
-from sandbox import AssertTest, IoTest, Job, Limits, TestResult, Verdict
+from sandbox import NOT_RUN, AssertTest, IoTest, Job, Limits, TestResult, Verdict
 
 # ---- the words of the prompts: every sentence on a line of its own, every field between lines --------------
 
@@ -159,9 +159,10 @@ def feedback_message(problem: Problem, results: Sequence[TestResult] | None, cut
         entries = [NO_VALID_CODE]
     else:
         tests = zip(problem.public_tests, results, strict=True)
+        run = [(test, result) for test, result in tests if result != NOT_RUN]
         shown = [
             (result.verdict == Verdict.PASSED, _entry(problem, test, result, cut))
-            for test, result in tests
+            for test, result in run
             if problem.judging == "asserts" or result.verdict != Verdict.PASSED
         ]
         kept, length = set(), 0
@@ -171,8 +172,8 @@ def feedback_message(problem: Problem, results: Sequence[TestResult] | None, cut
                 break
             kept.add(place)
         entries = [shown[place][1] for place in sorted(kept)]
-        if len(kept) < len(shown):
-            entries.append(TESTS_CUT.format(count=len(shown) - len(kept)))
+        if left_out := len(shown) - len(kept) + len(results) - len(run):
+            entries.append(TESTS_CUT.format(count=left_out))
         if all(result.verdict == Verdict.PASSED for result in results):
             entries.append(PUBLIC_TESTS_PASSED)
     instruction = _format_instruction(problem)

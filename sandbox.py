@@ -72,6 +72,7 @@ SHOWN, STDOUT_SHOWN = 2000, 1 << 16  # characters of a value or a traceback, and
 FILE_BYTES = 64 << 20  # of all files of a program together
 PROCESSES = 64  # and threads of one test
 ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from which on to compile a program once pays
+MOST_TIMEOUTS = 3  # of a job: a program that hangs in a hundred tests must not hold a worker for all of them
 SLOW_SECONDS = 0.1  # a test that takes longer no longer counts as one of the busy workers
 WATCH_SECONDS = 0.05  # how often the memory of a process tree is looked at
 # What contests' programs and command lines import most, where it is Python code: each library of C that is
@@ -134,9 +135,12 @@ class TestResult:
     peak_memory_bytes: int = 0
 
 
+NOT_RUN = TestResult(Verdict.TIMEOUT, traceback=f"not run: {MOST_TIMEOUTS} tests before it took too long")
+
+
 @dataclass(frozen=True)
 class Job:
-    """A program and its tests."""
+    """A program and its tests. After MOST_TIMEOUTS of them have timed out the rest is NOT_RUN."""
 
     program: str
     tests: tuple[IoTest | AssertTest, ...]
@@ -1149,6 +1153,8 @@ class _Worker:
                     results.append(result)
                     if job.stop_at_first_failure and result.verdict != Verdict.PASSED:
                         return results
+                    if sum(done.verdict == Verdict.TIMEOUT for done in results) == MOST_TIMEOUTS:
+                        return results + [NOT_RUN] * (len(job.tests) - len(results))
             except (OSError, EOFError):  # a server is ill: go on with new ones
                 results.append(TestResult(Verdict.EXCEPTION, traceback="the program's server was lost"))
                 for ill in filter(None, (self.server, self.judge)):

@@ -13,7 +13,7 @@ import data
 import rollout as rollout_module
 from data import Problems, feedback_message, first_message, load_problems, make_job
 from rollout import RolloutSettings, rollout
-from sandbox import AssertTest, IoTest, Limits, TestResult, Verdict, outputs_match
+from sandbox import NOT_RUN, AssertTest, IoTest, Limits, TestResult, Verdict, outputs_match
 
 FIXTURES = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -403,3 +403,9 @@ def test_passed_asserts_are_left_out_before_failed_ones():
     results = [TestResult(Verdict.PASSED, call=f"f({i})") for i in range(39)]
     text = feedback_message(problem, [*results, TestResult(Verdict.TIMEOUT, call="f(39)")], cut=20)
     assert "Timeout.\nTest:\nf(39)\n" in text and "tests cut]" in text and text.count("Passed.") < 15
+
+
+def test_feedback_counts_tests_that_were_not_run_and_says_nothing_else_of_them():
+    problem, _ = problems("code_contests.parquet").values()
+    message = feedback_message(problem, [TestResult(Verdict.TIMEOUT), NOT_RUN])
+    assert message.count("Timeout.") == 1 and data.TESTS_CUT.format(count=1) in message

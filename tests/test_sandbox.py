@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from asserts import read_row
-from sandbox import ZYGOTE_CHARACTERS, AssertTest, IoTest, Job, Limits, Sandbox, Verdict, outputs_match
+from sandbox import (
+    NOT_RUN,
+    ZYGOTE_CHARACTERS,
+    AssertTest,
+    IoTest,
+    Job,
+    Limits,
+    Sandbox,
+    Verdict,
+    outputs_match,
+)
 
 SHORT = Limits(seconds=1.0, memory_bytes=256 << 20, output_bytes=1 << 16)
 
@@ -493,3 +503,12 @@ def test_all_this_holds_for_another_user():
     ]
     printed = [run.communicate()[0] for run in runs]  # both have started: they run side by side
     assert [run.returncode for run in runs] == [0, 0], [text[-4000:] for text in printed]
+
+
+def test_after_three_timeouts_the_rest_is_not_run(sandbox):
+    program = "n = int(input())\nwhile n % 2:\n    pass\nprint(n)"
+    tests = tuple(IoTest(f"{n}\n", f"{n}\n") for n in (1, 2, 3, 4, 5, 6, 7))
+    (results,) = sandbox.run([Job(program, tests, Limits(seconds=0.3))])
+    verdicts = ["timeout", "passed"] * 2 + ["timeout"] * 3
+    assert [result.verdict.value for result in results] == verdicts
+    assert [result == NOT_RUN for result in results] == [False] * 5 + [True] * 2
