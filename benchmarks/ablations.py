@@ -169,7 +169,7 @@ def draw() -> None:
         return
     results = json.loads((RESULTS / "results.json").read_text())
     log = [json.loads(line) for line in (RESULTS / "reference.jsonl").read_text().splitlines()]
-    colours = dict(zip(CONDITIONS, plots.pyplot.colormaps["tab20"].colors, strict=False))
+    colours = dict(zip(CONDITIONS, plots.pyplot.colormaps["tab10"].colors, strict=False))
     panels = {"solved": "share of training episodes solved", "repeats": "responses that repeat the last one"}
     panels |= {"kl": "KL to the start, nats a token"}
     figure, axes = plots.pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
@@ -180,7 +180,7 @@ def draw() -> None:
             ]
             curves, places = np.array(runs), range(1, len(runs[0]) + 1)  # (seeds, iterations)
             axis.plot(places, curves.mean(0), color=colours[condition], label=condition)
-            axis.fill_between(places, curves.min(0), curves.max(0), color=colours[condition], alpha=0.15)
+            axis.fill_between(places, curves.min(0), curves.max(0), color=colours[condition], alpha=0.12)
         axis.set(xlabel="iteration", ylabel=label)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.savefig(RESULTS / "curves.png", dpi=100)
