@@ -1,6 +1,6 @@
 """Speed and memory as ratios, both sides in one run.
 
-    PYTHONPATH=. python benchmarks/speed.py [rollout | update | scaling | memory ...]
+    python benchmarks/speed.py [rollout | update | scaling | memory ...]
 
 rollout   tokens/s of 3-turn dialogs of mixed lengths: rollout(), static `generate`, `generate_batch`
 update    tokens/s of an update of both networks, against bare forward and backward passes without padding
@@ -10,7 +10,6 @@ memory    peak of the log-probs of 1,024 tokens at V = 128,256 with their gradie
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,13 +20,15 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-import toy
-from data import first_message
-from ppo import chunked_logprobs, microbatches
-from rollout import RolloutSettings, observation_ids, prompt_ids, rollout
-from sandbox import Sandbox
-from train import Config, prepare, update
-from value_head import ValueModel
+# In front of this file's own directory, which has a sandbox.py too.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import toy  # noqa: E402
+from data import first_message  # noqa: E402
+from ppo import chunked_logprobs, microbatches  # noqa: E402
+from rollout import RolloutSettings, observation_ids, prompt_ids, rollout  # noqa: E402
+from sandbox import Sandbox  # noqa: E402
+from train import Config, prepare, update  # noqa: E402
+from value_head import ValueModel  # noqa: E402
 
 LONGEST, ROWS, DIALOGS, ENDS = 128, 16, 32, 1 / 24
 
@@ -202,18 +203,23 @@ def scale_weakly() -> None:
         print(f"{phase:<10}{one:>8.2f} s on one rank, {two:>6.2f} s on two: efficiency {one / two:.2f}")
 
 
+def peak() -> int:
+    """Most memory so far in KiB. Not getrusage's: a child begins there with what its parent had."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+
 def peak_of_logprobs(chunk: int) -> None:
     """Print by how many MiB log-probs of 1,024 tokens and their gradients raise the peak; chunk 0: naive."""
     head, hidden = nn.Linear(64, 128_256, bias=False), torch.randn(1024, 64, requires_grad=True)
     targets = torch.arange(1024)
     (head(hidden[:1]).sum() * 0).backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     if chunk:
         logprobs, _ = chunked_logprobs(hidden, head, targets, 1.0, chunk)
     else:
         logprobs = torch.log_softmax(head(hidden).float(), -1).gather(-1, targets[:, None])
     logprobs.sum().backward()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((peak() - before) / 1024)
 
 
 def compare_memory() -> None:

@@ -2,19 +2,17 @@
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_model
 
-import toy
-from distributed import load_model
-from sft import fine_tune, last_response
+from distributed import load_model, load_tokenizer
+from sft import fine_tune, last_response, main
 
-ROOT = Path(__file__).resolve().parent.parent
 DIALOG = [
     {"role": "user", "content": "Read a word and print another.\n\n"},
     {"role": "assistant", "content": "```python\ns = input().strip()\n```"},
@@ -57,23 +55,26 @@ def write_run(directory: Path, solved: int) -> None:
     (directory / "episodes.jsonl").write_text("".join(lines))
 
 
-def test_command_learns_solved_rollouts_and_refuses_too_few(tmp_path, tokenizer):
+def test_command_learns_solved_rollouts_and_refuses_too_few(tmp_path, tokenizer, monkeypatch, capsys):
     base, output = tmp_path / "base", tmp_path / "sft"
     make_model(len(tokenizer), end=tokenizer.eos_token_id).save_pretrained(base)
     tokenizer.save_pretrained(base)
-    command = [sys.executable, "sft.py", "--model", base, "--minibatch_episodes", "4", "--epochs", "40"]
-    command += ["--learning_rate", "1e-2", "--output", output, "--episodes"]
+
+    def command(episodes: Path) -> None:
+        flags = ["--model", base, "--minibatch_episodes", 4, "--epochs", 40, "--learning_rate", 1e-2]
+        words = ["sft.py", *flags, "--device", "cpu", "--output", output, "--episodes", episodes]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        main()
+
     write_run(tmp_path / "few", solved=3)
-    refused = subprocess.run([*command, tmp_path / "few"], cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "3 solved rollouts, fewer than --minibatch_episodes 4" in refused.stderr
+    with pytest.raises(ValueError, match="3 solved rollouts, fewer than --minibatch_episodes 4"):
+        command(tmp_path / "few")
     write_run(tmp_path / "own", solved=5)
-    done = subprocess.run([*command, tmp_path / "own"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("5 of 8 rollouts")
+    command(tmp_path / "own")
+    assert capsys.readouterr().out.startswith("5 of 8 rollouts")
     episode = last_response(tokenizer, DIALOG)
     with torch.no_grad():
         guess = load_model(str(output))(torch.tensor([episode.ids])).logits[0].argmax(-1)  # (T,)
     start = episode.turns[0].start
     assert guess[start - 1 : -1].tolist() == episode.ids[start:]
-    assert toy.CHAT_TEMPLATE in (output / "chat_template.jinja").read_text()
+    assert load_tokenizer(str(output)).chat_template == tokenizer.chat_template
