@@ -228,9 +228,8 @@ def main() -> None:
     write_whole(RESULTS / "reference.jsonl", "\n".join(lines) + "\n")
     write_whole(RESULTS / "table.md", table(results))
     for name in SWEPT:
-        write_whole(
-            RESULTS / f"sweep-{name}.json", (directory(name, 0) / "sweep" / "summary.json").read_text()
-        )
+        told = (directory(name, 0) / "sweep" / "summary.json").read_text()
+        write_whole(RESULTS / f"sweep-{name}.json", told.replace(f"{ROOT}/", ""))
     print(table(results))
     draw()
 
