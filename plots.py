@@ -28,7 +28,8 @@ COLOURS = {  # of what became of a response, from bad to good
 }
 
 
-def _installed(what: str) -> bool:
+def installed(what: str) -> bool:
+    """Whether pictures can be drawn; if not, a line says that `what` is left out."""
     if pyplot is None:
         print(f"{what} left out: matplotlib is not installed")
     return pyplot is not None
@@ -51,7 +52,7 @@ def _save(figure, path: Path) -> None:
 
 def curves(run: Path) -> None:
     """`curves.png` of a training run's `metrics.jsonl`."""
-    if not _installed("curves.png"):
+    if not installed("curves.png"):
         return
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     turns = enumerate(zip(*(entry["solved_by_turn"] for entry in metrics), strict=True), 1)
@@ -74,9 +75,11 @@ def curves(run: Path) -> None:
 
 def evaluation(summaries: dict[str, dict], measures: Sequence[str], directory: Path) -> None:
     """The pictures of evaluated runs side by side, from their summaries by name."""
-    if not _installed("pictures"):
+    if not installed("pictures"):
         return
-    summaries = {"/".join(Path(name).parts[-2:]): summary for name, summary in summaries.items()}
+    short = ["/".join(Path(name).parts[-2:]) for name in summaries]
+    if len(set(short)) == len(short):  # else they would hide each other
+        summaries = dict(zip(short, summaries.values(), strict=True))
     _solved_by_turn(summaries, directory / "solved_by_turn.png")
     _outcomes(summaries, directory / "outcomes.png")
     longer = {name: summary for name, summary in summaries.items() if summary["settings"]["turn_limit"] > 1}

@@ -1143,6 +1143,7 @@ class _Worker:
     def results(self, job: Job) -> list[TestResult]:
         """Run a job's tests."""
         results: list[TestResult] = []
+        timeouts = 0
         while len(results) < len(job.tests):
             with self.sandbox._lock:
                 self.server = self.server or _Server(self.sandbox._keeper)
@@ -1151,9 +1152,10 @@ class _Worker:
             try:
                 for result in self.results_from(job, len(results)):
                     results.append(result)
+                    timeouts += result.verdict == Verdict.TIMEOUT
                     if job.stop_at_first_failure and result.verdict != Verdict.PASSED:
                         return results
-                    if sum(done.verdict == Verdict.TIMEOUT for done in results) == MOST_TIMEOUTS:
+                    if timeouts == MOST_TIMEOUTS:
                         return results + [NOT_RUN] * (len(job.tests) - len(results))
             except (OSError, EOFError):  # a server is ill: go on with new ones
                 results.append(TestResult(Verdict.EXCEPTION, traceback="the program's server was lost"))

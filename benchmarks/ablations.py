@@ -164,8 +164,7 @@ def table(results: list[dict]) -> str:
 
 def draw() -> None:
     """The committed files as pictures."""
-    if plots.pyplot is None:
-        print("pictures left out: matplotlib is not installed")
+    if not plots.installed("pictures"):
         return
     results = json.loads((RESULTS / "results.json").read_text())
     log = [json.loads(line) for line in (RESULTS / "reference.jsonl").read_text().splitlines()]

@@ -76,3 +76,13 @@ def test_without_matplotlib_one_line_says_so(tmp_path, monkeypatch, capsys):
     message = "left out: matplotlib is not installed"
     assert capsys.readouterr().out == f"pictures {message}\ncurves.png {message}\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_whose_paths_end_alike_are_both_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "installed", lambda what: True)
+    for name in ("_solved_by_turn", "_outcomes", "_transitions", "_chrf"):
+        monkeypatch.setattr(plots, name, lambda of, path: drawn.append(set(of)))
+    one = summaries()["a/true-2"]
+    plots.evaluation({"seed0/a/true": one, "seed1/a/true": one}, ["1@2"], tmp_path)
+    assert drawn == [{"seed0/a/true", "seed1/a/true"}] * 4
