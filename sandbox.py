@@ -46,17 +46,16 @@ import linecache
 import mmap
 import os
 import queue
+import random
 import re
 import resource
 import select
-import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
 import traceback
@@ -73,7 +72,7 @@ FILE_BYTES = 64 << 20  # of all files of a program together
 PROCESSES = 64  # and threads of one test
 ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from which on to compile a program once pays
 MOST_TIMEOUTS = 3  # of a job: a program that hangs in a hundred tests must not hold a worker for all of them
-SLOW_SECONDS = 0.1  # a test that takes longer no longer counts as one of the busy workers
+SLOW_SECONDS = 0.05  # a test that takes longer no longer counts as one of the busy workers
 WATCH_SECONDS = 0.05  # how often the memory of a process tree is looked at
 # What contests' programs and command lines import most, where it is Python code: each library of C that is
 # mapped makes each fork slower.
@@ -307,14 +306,9 @@ def _compile(source: str) -> types.CodeType:
 
 def _run_program(program: str | types.CodeType, entry_point: str, calls: socket.socket | None) -> int:
     """In the child: run the program, then (assert tests) answer the judge's calls. Returns the exit code."""
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
-    out = sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    builtins.exit = builtins.quit = sys.exit  # the site module, which we do without, has them
+    out = sys.stdout
     module = types.ModuleType("solution" if calls else "__main__")
     sys.modules[module.__name__] = module
-    sys.argv = ["solution.py"]
     exit_code = 0
     try:
         code = _compile(program) if isinstance(program, str) else program
@@ -458,6 +452,10 @@ def _judge(message: dict, calls: socket.socket) -> dict:
 # ---- layers ------------------------------------------------------------------------------------------------
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_capset, _sigprocmask = _libc.capset, _libc.sigprocmask  # looked up once, not in each child
+# What os.fork does beside (locks of threads, which there are none of here, and a new seed for random) touches
+# two hundred pages, each of which the child would copy.
+_fork = ctypes.PyDLL(None).fork
 _machine = {"x86_64": 0, "aarch64": 1}.get(os.uname().machine)  # the column of what follows
 SYSTEM_DIRECTORIES = ["bin", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr"]
 AUDIT_ARCHITECTURE = (0xC000003E, 0xC00000B7)
@@ -491,6 +489,7 @@ CHECKED_CALLS = (  # number, argument, its bits looked at, value, what then, wha
 )
 SIGNAL_CALLS = ((62, 129), (234, 131), (200, 130), (129, 138), (297, 240))  # kill, ..., rt_tgsigqueueinfo
 NEW_MOUNTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NETWORK = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+NO_CAPABILITIES, NO_SIGNALS = (struct.pack("Ii", 0x20080522, 0), bytes(24)), bytes(128)
 PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 22, 36, 38
 
 
@@ -679,8 +678,7 @@ def _enter_child(jail: _Jail, message: dict, descriptors: Sequence[int]) -> None
     for target, source in enumerate(descriptors):
         os.dup2(source, target)  # the keeper keeps 0 to 7 taken: no source is overwritten before its turn
     os.closerange(len(descriptors), 1 << 20)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _sigprocmask(signal.SIG_SETMASK, NO_SIGNALS, None)
     os.chdir(jail.home)
     for what, most in (
         (resource.RLIMIT_AS, message["memory"] + FILE_BYTES),  # the interpreter's own share
@@ -697,7 +695,7 @@ def _enter_child(jail: _Jail, message: dict, descriptors: Sequence[int]) -> None
         os.setgroups([])
         os.setresgid(jail.user, jail.user, jail.user)
         os.setresuid(jail.user, jail.user, jail.user)
-    _system(_libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))  # no capabilities, whoever we are
+    _system(_capset(*NO_CAPABILITIES))  # no capabilities, whoever we are
     if jail.on("seccomp filter") and not (jail.rules and jail.on("private file system")):
         rules = jail.rules or _seccomp_filter(os.getpid())
         _system(_libc.prctl(PR_SET_SECCOMP, 2, ctypes.byref(rules), 0, 0))
@@ -821,7 +819,7 @@ def _one_test(
             buffer.madvise(mmap.MADV_DONTFORK)  # no later child may find what this one printed
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
     began = time.perf_counter()
-    pid = os.fork()
+    pid = _fork()
     if pid == 0:
         _live(jail, message, given, (out_end, err_end), code)
     os.close(out_end)
@@ -950,36 +948,51 @@ def _serve(channel: socket.socket, jail: _Jail, code: types.CodeType | None = No
             os.close(descriptor)
 
 
+def _look_like_a_program_s() -> None:
+    """Give this process, for its forks to inherit, what a program finds in a fresh interpreter."""
+    _, pipe = os.pipe()  # a program's output is one: a stream looks once whether it can seek
+    os.dup2(pipe, 1)
+    os.dup2(pipe, 2)
+    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    builtins.exit = builtins.quit = sys.exit  # the site module, which we do without, has them
+    sys.argv = ["solution.py"]
+
+
 def _keep(channel: socket.socket, site_packages: list[str]) -> None:
     """The keeper's life: load what programs need, and fork a server for each channel that it is sent."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # Ctrl-C is for the caller, whose end is ours
+    # Ctrl-C is for the caller, whose end is ours. Blocked, not ignored: children need only an empty mask.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     while (spare := os.dup(0)) < 8:  # 0 to 7 stay taken, so that `_enter_child` can lay its own there
         pass
     os.close(spare)
+    _look_like_a_program_s()
     sys.path += site_packages
     for name in LOADED_EARLY:
         __import__(name)
+    random.seed(0)  # with PYTHONHASHSEED: a program ends the same way in each run
     readable = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime"]
     readable += ["/dev/zero", "/dev/random", "/dev/urandom", sys.base_prefix, *site_packages]
     gc.collect()
     gc.freeze()
     gc.disable()  # a collection in a fork would copy every page that it looks at
-    homes = tempfile.mkdtemp(prefix="sandbox-")
-    os.chmod(homes, 0o711)
+    homes = f"/tmp/sandbox-{os.getpid()}-{time.time_ns()}"
+    os.mkdir(homes, 0o711)
     try:
         while True:
             _, (descriptor,) = _receive(channel, most=1)
-            home = tempfile.mkdtemp(dir=homes)
+            home = f"{homes}/{time.time_ns()}"
+            os.mkdir(home)
             os.chmod(home, 0o777)
             if os.fork() == 0:
                 try:
                     channel.close()
                     jail = _isolate(home, readable)
                     os.environ |= {"HOME": home, "TMPDIR": home}
-                    tempfile.tempdir = home
                     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
                     theirs = socket.socket(fileno=descriptor)
                     _send(theirs, {"layers": jail.layers, "pid": jail.pid})
@@ -994,7 +1007,8 @@ def _keep(channel: socket.socket, site_packages: list[str]) -> None:
             while os.wait():
                 pass
         except ChildProcessError:
-            shutil.rmtree(homes, ignore_errors=True)
+            _empty(homes)
+            os.rmdir(homes)
 
 
 # ---- the caller's side -------------------------------------------------------------------------------------
@@ -1018,9 +1032,7 @@ class _Server:
 def _memory_file(text: str) -> int:
     """A descriptor of a file in memory, to be read from its start."""
     descriptor = os.memfd_create("sandbox")
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(text.encode("utf-8", "surrogatepass"))
-    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.pwrite(descriptor, text.encode("utf-8", "surrogatepass"), 0)
     return descriptor
 
 

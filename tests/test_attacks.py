@@ -464,15 +464,17 @@ def left_behind() -> list[str]:
     return found
 
 
-def test_nothing_is_left_of_the_suite_and_a_bystander_lives(suite, tmp_path, monkeypatch):
+def homes_of(keeper: int) -> list[Path]:
+    return list(Path("/tmp").glob(f"sandbox-{keeper}-*"))
+
+
+def test_nothing_is_left_of_the_suite_and_a_bystander_lives(suite):
     """Last: waits for every attack, closes a sandbox of its own, and looks for what is left."""
     for future in suite.results.values():
         future.result(timeout=120)
     assert suite.bystander.poll() is None and (suite.directory / "canary").read_text() == "alive"
     assert os.listdir(suite.directory) == ["canary"]
     assert suite.sandbox._process.poll() is None and suite.sandbox._process.pid == suite.keeper
-    monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert left_behind() == []
     with Sandbox(workers=2) as another:
         hostile = [
@@ -480,8 +482,9 @@ def test_nothing_is_left_of_the_suite_and_a_bystander_lives(suite, tmp_path, mon
         ]
         another.run([Job(text, (IoTest("", ""),) * 3, SHORT) for text in hostile])
         server = another._process.pid
-    assert not os.path.exists(f"/proc/{server}") and os.listdir(tmp_path) == []
-    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+        assert homes_of(server)
+    assert not os.path.exists(f"/proc/{server}") and not homes_of(server)
+    assert f"/tmp/sandbox-{server}-" not in Path("/proc/self/mounts").read_text()
     parents = [
         line.split()[1]
         for line in subprocess.run(
@@ -498,22 +501,19 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_the_sandbox_ends_with_its_caller(tmp_path):
+def test_the_sandbox_ends_with_its_caller():
     script = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\nfrom sandbox import *\ns = Sandbox(1)\n"
         "s.submit(Job('while True: pass', (IoTest('', ''),)))\nprint(s._process.pid, flush=True)\n"
         "import time; time.sleep(60)"
     )
-    caller = subprocess.Popen(
-        [sys.executable, "-c", script, str(PROJECT)],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
-    )
+    caller = subprocess.Popen([sys.executable, "-c", script, str(PROJECT)], stdout=subprocess.PIPE)
     keeper = int(caller.stdout.readline())
     time.sleep(0.3)
+    assert homes_of(keeper)
     caller.send_signal(signal.SIGKILL)
     caller.wait()
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and (os.listdir(tmp_path) or alive(keeper)):
+    while time.monotonic() < deadline and (homes_of(keeper) or alive(keeper)):
         time.sleep(0.05)
-    assert os.listdir(tmp_path) == [] and not alive(keeper)
+    assert not homes_of(keeper) and not alive(keeper)
