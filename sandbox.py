@@ -21,17 +21,18 @@ network, ipc, pid, mount), where all is read-only but a private tmpfs, its home,
 capabilities, no new privileges; Landlock (reads what is installed, writes its home, signals nobody outside,
 no TCP); a seccomp filter (no sockets, ptrace, mounts, namespaces, keyrings, ...); limits of address space,
 file size, open files, processes, stack; a clean environment, its own session. Memory is that of the whole
-process tree, looked at 20 times a second. When a test ends, its tree is killed: by one signal to the pid
-namespace, in a zygote by walks over /proc.
+process tree: looked at 20 times a second, and held by the kernel where we may make a control group (version
+2, with memory and pids) beside the caller's, as in a systemd user's scope. When a test ends, its tree is
+killed: by one signal to the pid namespace, in a zygote by walks over /proc.
 
 Not covered: holes in the kernel; memory-safety bugs of CPython's compiler, which reads a program with many
-tests in its zygote, held by the namespaces alone; what a tree allocates in 50 ms; what the time that others
-take tells. A program may read all that is installed. Programs that hang side by side share the cores
-(`overcommit`): ten that compute hold up those beside them by about twice their limit, and one that is honest
-but slow may time out there. To put slow ones behind the others would make that worse. Where layers are off,
-more: an ordinary user whose kernel refuses user namespaces *and* Landlock lends a program all that he may
-read and write. In assert tests arguments and results are copies, of plain types: `is` between them is always
-false, a change deep in an argument replaces it.
+tests in its zygote, held by the namespaces alone; without a control group, what a tree allocates in 50 ms;
+what the time that others take tells. A program may read all that is installed. Programs that hang side by
+side share the cores (`overcommit`): ten that compute hold up those beside them by about twice their limit,
+and one that is honest but slow may time out there. To put slow ones behind the others would make that worse.
+Where layers are off, more: an ordinary user whose kernel refuses user namespaces *and* Landlock lends a
+program all that he may read and write. In assert tests arguments and results are copies, of plain types: `is`
+between them is always false, a change deep in an argument replaces it.
 
 Run alone: `python sandbox.py` prints the layers and runs one program.
 """
@@ -39,6 +40,7 @@ Run alone: `python sandbox.py` prints the layers and runs one program.
 import ast
 import atexit
 import builtins
+import contextlib
 import ctypes
 import gc
 import json
@@ -77,8 +79,8 @@ WATCH_SECONDS = 0.05  # how often the memory of a process tree is looked at
 # What contests' programs and command lines import most, where it is Python code: each library of C that is
 # mapped makes each fork slower.
 LOADED_EARLY = """
-argparse bisect collections copy datetime decimal fractions functools heapq itertools math operator pathlib
-random re statistics string textwrap typing
+argparse bisect collections copy datetime decimal difflib fractions functools heapq itertools math operator
+pathlib random re statistics string tempfile textwrap typing
 """.split()
 NEVER_LOADED_EARLY = "antigravity idlelib lib2to3 site test this tkinter turtle turtledemo".split()
 
@@ -505,6 +507,9 @@ class _Jail:
     processes: int = PROCESSES  # that the user may have
     ruleset: int | None = None  # of Landlock
     signals_confined: bool = False  # by a pid namespace or by Landlock
+    group: int | None = None  # descriptor of the server's control group
+    memory_held: int = 0  # what the group may take at present
+    kernel_kills: int = 0  # how many processes of the group the kernel has killed for their memory
     rules: ctypes.Structure | None = None  # of seccomp, where they are the same for all children
     buffers: tuple[mmap.mmap, ...] = ()  # for captured output
 
@@ -565,6 +570,27 @@ def _landlock(jail: _Jail, readable: Sequence[str]) -> None:
             os.close(place)
 
 
+def _group_of(server: int) -> str:
+    """The directory of a server's control group (version 2): beside the caller's, or below it at the top."""
+    with open("/proc/self/mountinfo") as mounts, open("/proc/self/cgroup") as groups:
+        tops = [words[4] for words in map(str.split, mounts) if words[words.index("-") + 1] == "cgroup2"]
+        own = [line.strip()[3:] for line in groups if line.startswith("0::/")]
+    if not tops or not own:
+        raise OSError(0, "no control groups of version 2")
+    return f"{tops[0]}{os.path.dirname(own[0]).rstrip('/')}/sandbox-{server}"
+
+
+def _write(directory: int, name: str, text: str) -> None:
+    with open(os.open(name, os.O_WRONLY, dir_fd=directory), "w") as file:
+        file.write(text)
+
+
+def _kernel_kills(jail: _Jail) -> int:
+    """How many processes of the server's control group the kernel has killed for their memory so far."""
+    with open(os.open("memory.events", os.O_RDONLY, dir_fd=jail.group), "rb", buffering=0) as events:
+        return int(re.search(rb"oom_kill (\d+)", events.read(4096))[1])
+
+
 def _isolate(home: str, readable: Sequence[str]) -> _Jail:
     """Put this server into what the kernel and the user allow; a pid namespace takes a fork on the way."""
     jail = _Jail(home, os.open("/proc", os.O_RDONLY), {})
@@ -576,6 +602,21 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
             jail.layers[layer] = "on"
         except OSError as error:
             jail.layers[layer] = f"off: {error.strerror}"
+
+    def control_group() -> None:
+        path = _group_of(os.getpid())
+        above = os.open(os.path.dirname(path), os.O_RDONLY)
+        with open(f"{os.path.dirname(path)}/cgroup.controllers") as controllers:
+            if "memory" not in controllers.read():
+                raise OSError(0, "no memory controller of version 2")
+        _write(above, "cgroup.subtree_control", "+memory +pids")  # refused if it has processes itself
+        os.makedirs(path, exist_ok=True)
+        group = os.open(path, os.O_RDONLY)
+        _write(group, "pids.max", str(PROCESSES + 2))  # with the server and a zygote
+        if os.access("memory.swap.max", os.F_OK, dir_fd=group):
+            _write(group, "memory.swap.max", "0")
+        _write(group, "cgroup.procs", "0")
+        jail.group = group
 
     def in_own_mounts() -> None:
         if not jail.on("mount namespace"):
@@ -634,6 +675,7 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
             raise OSError(0, f"no table of system calls for {os.uname().machine}")
         _system(_libc.syscall((317, 277)[_machine], 2, 0, struct.pack("I", 0x50000)))
 
+    attempt("control group", control_group)
     if user:
         attempt("user namespace", user_namespace)
         if not jail.on("user namespace"):  # then the limit counts all that this user runs anywhere
@@ -648,7 +690,7 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
     attempt("mount namespace", unshare, NEW_MOUNTS)
     attempt("pid namespace", unshare, NEW_PIDS)
     if jail.on("pid namespace"):
-        if os.fork():
+        if _fork():
             os._exit(0)  # the child is the namespace's first process; the keeper inherits it
         jail.signals_confined = True
     jail.pid = int(os.readlink("self", dir_fd=jail.proc))
@@ -673,6 +715,8 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
 def _enter_child(jail: _Jail, message: dict, descriptors: Sequence[int]) -> None:
     """In the fresh child: take on every limit, and keep no descriptor but these, as 0, 1, 2 and perhaps 3."""
     os.setsid()
+    if jail.group is not None and jail.user is not None:  # an ordinary user may not write this
+        _write(jail.proc, "self/oom_score_adj", "1000")  # lest the kernel kill the server instead
     if jail.ruleset is not None:
         _system(_libc.syscall(446, jail.ruleset, 0))
     for target, source in enumerate(descriptors):
@@ -872,6 +916,8 @@ def _one_test(
         os.close(descriptor)
     os.close(exited)
     _empty(jail.home)
+    if jail.group is not None and (kills := _kernel_kills(jail)) > jail.kernel_kills:
+        jail.kernel_kills, ended = kills, "memory"
     return {
         "ended": ended or ("output" if sum(lengths.values()) > limit else ""),
         "exit_code": os.waitstatus_to_exitcode(status),
@@ -929,8 +975,11 @@ def _serve(channel: socket.socket, jail: _Jail, code: types.CodeType | None = No
             message, given = _receive(channel, most=3)
         except EOFError:
             return
+        if jail.group is not None and message.get("memory", jail.memory_held) != jail.memory_held:
+            jail.memory_held = message["memory"]
+            _write(jail.group, "memory.max", str(jail.memory_held + FILE_BYTES))  # with the server's share
         if message["kind"] == "zygote":
-            zygote = os.fork()
+            zygote = _fork()
             if not zygote:
                 channel.close()
                 _serve_program(socket.socket(fileno=given[0]), jail, message, given[1])
@@ -938,6 +987,8 @@ def _serve(channel: socket.socket, jail: _Jail, code: types.CodeType | None = No
             os.kill(zygote, signal.SIGKILL)
             _kill_tree(jail)
             _empty(jail.home)
+            if jail.group is not None:
+                jail.kernel_kills = _kernel_kills(jail)  # the zygote has told those that were its own
             _send(channel, {})
         else:
             report = _one_test(channel, jail, message, given, code)
@@ -982,13 +1033,15 @@ def _keep(channel: socket.socket, site_packages: list[str]) -> None:
     gc.disable()  # a collection in a fork would copy every page that it looks at
     homes = f"/tmp/sandbox-{os.getpid()}-{time.time_ns()}"
     os.mkdir(homes, 0o711)
+    servers = []
     try:
         while True:
             _, (descriptor,) = _receive(channel, most=1)
             home = f"{homes}/{time.time_ns()}"
             os.mkdir(home)
             os.chmod(home, 0o777)
-            if os.fork() == 0:
+            servers.append(_fork())
+            if servers[-1] == 0:
                 try:
                     channel.close()
                     jail = _isolate(home, readable)
@@ -1009,6 +1062,9 @@ def _keep(channel: socket.socket, site_packages: list[str]) -> None:
         except ChildProcessError:
             _empty(homes)
             os.rmdir(homes)
+        for server in servers:
+            with contextlib.suppress(OSError):  # there may be none
+                os.rmdir(_group_of(server))
 
 
 # ---- the caller's side -------------------------------------------------------------------------------------
@@ -1063,6 +1119,7 @@ class Sandbox:
             "LANG": "C.UTF-8",
             "PYTHONHASHSEED": "0",  # sets of words are in the same order in each run
             "MALLOC_ARENA_MAX": "2",  # else each thread takes 64 MiB of address space
+            "LD_BIND_NOW": "1",  # else each child looks up the same symbols anew
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }

@@ -431,10 +431,48 @@ def test_numpy_works_with_one_thread(sandbox):
     assert all(result.verdict == Verdict.PASSED for some in results for result in some), results[0]
 
 
-def test_tests_do_not_share_randomness(sandbox):
-    program = "import random, uuid, os\nprint(random.random(), uuid.uuid4(), os.getpid() * 0)"
-    results = sandbox.run([Job(program, (IoTest("", "?"),) * count) for count in (5, 1, 1, 1)])
-    assert len({result.stdout for some in results for result in some}) == 8
+def test_random_numbers_are_the_same_in_each_run_and_secrets_are_not(sandbox):
+    program = "import random, uuid\nprint(random.random(), hash('words'), uuid.uuid4())"
+    jobs = [Job(program, (IoTest("", "?"),) * count) for count in (5, 1, 1, 1)]
+    with Sandbox(workers=1) as another:
+        results = sandbox.run(jobs) + another.run(jobs)
+    words = [result.stdout.split() for some in results for result in some]
+    assert len({secret for *_, secret in words}) == 16
+    assert len({(number, value) for number, value, _ in words}) == 1
+
+
+def test_the_kernel_holds_the_memory_of_a_tree_where_control_groups_are_delegated(tmp_path, monkeypatch):
+    """With our own watch out of the way: four children, each below the limit of a process."""
+    text = Path("sandbox.py").read_text().replace("WATCH_SECONDS = 0.05", "WATCH_SECONDS = 1e9")
+    (tmp_path / "unwatched.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    import unwatched
+
+    program = """
+import os, time
+if input() == "much":
+    for _ in range(4):
+        if os.fork() == 0:
+            held = b"x" * (100 << 20)
+            time.sleep(2)
+            os._exit(0)
+    for _ in range(4):
+        os.wait()
+print("done")
+"""
+    limits = unwatched.Limits(seconds=30.0, memory_bytes=256 << 20)
+    much, little = unwatched.IoTest("much", "done"), unwatched.IoTest("little", "done")
+    others = set(Path("/sys/fs/cgroup").rglob("sandbox-*"))
+    with unwatched.Sandbox(workers=1) as sandbox:
+        if sandbox.layers["control group"] != "on":
+            pytest.skip(f"control group {sandbox.layers['control group']}")
+        for tests in ((much, little, much, little), (much,), (little,), (much,), (little,)):
+            (results,) = sandbox.run([unwatched.Job(program, tests, limits)])
+            expected = ["out of memory" if test == much else "passed" for test in tests]
+            assert [result.verdict.value for result in results] == expected
+        ours = set(Path("/sys/fs/cgroup").rglob("sandbox-*")) - others
+        assert ours
+    assert not ours & set(Path("/sys/fs/cgroup").rglob("sandbox-*"))
 
 
 def test_a_thousand_results_are_the_same_one_by_one_and_on_all_workers(sandbox):
