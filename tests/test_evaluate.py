@@ -19,6 +19,7 @@ from evaluate import (
     rollouts_drawn,
     standard_error,
     summarise,
+    table,
 )
 from rollout import Episode, RolloutSettings, Turn
 from sandbox import IoTest, TestResult, Verdict
@@ -257,11 +258,25 @@ def test_runs_without_a_problem_in_common_are_refused():
         compare({"old": run({"a": [True]}), "new": run({"b": [True]})}, ["1@1"])
 
 
-def test_the_papers_numbers_stand_beside_runs_of_its_problems_only():
-    _, rows = compare({"ours": run({"a": [True]}, problems="code_contests", split="valid")}, ["1@1"])
-    assert rows["paper, 8B Instruct + RLEF"] == {"1@3": "0.172"}
-    _, rows = compare({"ours": run({"a": [True]})}, ["1@1"])
-    assert list(rows) == ["ours"]
+@pytest.mark.parametrize(
+    "problems, split, expected",
+    [
+        ("code_contests", "valid", {"1@3": "0.172", "10@100": "0.298"}),
+        ("code_contests", "test", {"1@3": "0.160", "10@100": "0.287"}),
+        ("humaneval_plus", "test", {"1@3": "0.695"}),
+        ("somewhere/HumanEvalPlus-OriginFmt.jsonl.gz", "test", {"1@3": "0.695"}),
+        ("mbpp_plus", "test", {"1@3": "0.631"}),
+        ("code_contests", "train", None),
+        ("toy", "test", None),
+    ],
+)
+def test_the_papers_numbers_stand_beside_runs_of_its_problems_only(problems, split, expected):
+    _, rows = compare({"ours": run({"a": [True]}, problems=problems, split=split)}, ["1@1"])
+    assert rows.get("paper, 8B, RLEF") == expected
+    if expected is None:
+        assert list(rows) == ["ours"]
+    else:
+        assert table(rows).splitlines()[0].split()[-len(expected) :] == list(expected)
 
 
 ABOUT = {"seed": 5, "temperature": 0.2}
