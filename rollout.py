@@ -13,15 +13,17 @@ share.
 Sampling is written by hand around one key-value cache (`RaggedCache`) because `generate` can neither keep a
 dialog's cache for its next turn nor let a finished row leave. Seats 0..active-1 of the cache decode, the
 seats behind them wait for the sandbox. A row that ends its turn swaps its seat with the last decoding one,
-its tests start at once, and the others go on decoding meanwhile. When half of the seats wait, their results
-are read in order, finished dialogs make room for new ones, and all who enter are prefilled together. When to
-refill depends on tokens alone, never on the clock: the same seed gives the same run. Each dialog draws its
-noise from its own stream, seeded by (seed, index), so what it samples does not depend on who shares the
-batch.
+its tests start at once, and the others go on decoding meanwhile. When half of the seats wait, the results of
+half of these are read, of those that ended first: their tests have had the most time. Finished dialogs make
+room for new ones, all who enter are prefilled together, and the tests of the other half run on while these
+decode. When to refill and whom to ask depends on tokens alone, never on the clock: the same seed gives the
+same run. Each dialog draws its noise from its own stream, seeded by (seed, index), so what it samples does
+not depend on who shares the batch.
 
-Where the paper is silent: a response that reaches the length limit is `truncated`, gets no invented end
-token in its span, and counts as it ran; a dialog that no longer fits the context has its feedback cut first
-(visibly), then ends.
+Differs: with feedback "none" a dialog still ends when the public tests pass; in the paper's training without
+feedback (appendix B.4) every dialog has all its turns. Where the paper is silent: a response that reaches the
+length limit is `truncated`, gets no invented end token in its span, and counts as it ran; a dialog that no
+longer fits the context has its feedback cut first (visibly), then ends.
 
 Run alone: `python rollout.py MODEL_DIRECTORY [PROBLEMS]` prints one sampled dialog.
 """
@@ -76,7 +78,7 @@ class Turn:
     results: list[TestResult] | None = None  # on the public tests; None where there was no valid code
     truncated: bool = False  # cut at the length limit, no end token
     feedback: str = ""  # the user message that followed; empty at the last turn
-    sandbox_seconds: float = 0.0
+    sandbox_seconds: float = 0.0  # that sampling stood still for this turn's tests
 
     @property
     def outcome(self) -> str:
@@ -299,7 +301,7 @@ def sample_tokens(
 # ---- the dialog --------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class _Dialog:
     """An episode under way: what is still to be fed to the cache, and the tests that are running."""
 
@@ -413,28 +415,38 @@ def rollout(
     cache = RaggedCache()
     seats: list[_Dialog] = []  # seats[i] owns row i of the cache
     active = 0  # seats[:active] decode, the others wait for their tests
+    ended: deque[_Dialog] = deque()  # those that wait, the longest first
     bar = tqdm(total=len(dialogs), desc="rollout", unit="dialog", disable=not progress, leave=False)
+
+    def exchange(a: int, b: int) -> None:
+        cache.swap(a, b)
+        seats[a], seats[b] = seats[b], seats[a]
 
     while seats or waiting:
         if active <= len(seats) // 2:
-            # Results in the order of the seats, never of the clock.
-            for seat in range(len(seats) - 1, active - 1, -1):
-                if not _continues(seats[seat], tokenizer, sandbox, settings):
-                    cache.swap(seat, len(seats) - 1)
-                    seats[seat] = seats[-1]
+            entered = active
+            for _ in range((len(ended) + 1) // 2):
+                dialog = ended.popleft()
+                if _continues(dialog, tokenizer, sandbox, settings):
+                    exchange(seats.index(dialog), entered)
+                    entered += 1
+                else:
+                    exchange(seats.index(dialog), len(seats) - 1)
                     seats.pop()
                     cache.lengths.pop()
                     bar.update()
             while waiting and len(seats) < settings.batch_rows:
                 seats.append(waiting.popleft())
                 cache.lengths.append(0)
-            for dialog in seats[active:]:
+                exchange(len(seats) - 1, entered)
+                entered += 1
+            for dialog in seats[active:entered]:
                 at = len(dialog.episode.ids)
                 dialog.episode.turns.append(Turn(at, at, []))
-            while active < len(seats):
+            while active < entered:
                 # All but the last token of what is new: the last one goes through the decoding step below.
                 end, width = active + 1, len(seats[active].feed)
-                while end < len(seats):
+                while end < entered:
                     width = max(width, len(seats[end].feed))
                     if width * (end + 1 - active) > PREFILL_TOKENS:
                         break
@@ -461,11 +473,13 @@ def rollout(
             if token in ends or turn.truncated:
                 _end_turn(dialog, tokenizer, sandbox, settings, others)
                 active -= 1
-                cache.swap(seat, active)
-                seats[seat], seats[active] = seats[active], seats[seat]
+                exchange(seat, active)
+                ended.append(dialog)
     for dialog in dialogs:
         if dialog.private:
+            began = time.perf_counter()
             dialog.episode.solved = all(r.verdict == Verdict.PASSED for r in dialog.private.result())
+            dialog.episode.turns[-1].sandbox_seconds += time.perf_counter() - began
     bar.close()
     model.train(was_training)
     return [dialog.episode for dialog in dialogs]

@@ -96,7 +96,7 @@ class Config:
     turn_limit: int = option(3, "responses an episode may have")
     max_new_tokens: int = option(48, "tokens of a response")
     context: int = option(512, "tokens of a dialog")
-    batch_rows: int = option(256, "dialogs that are sampled at once")
+    batch_rows: int = option(128, "dialogs that are sampled at once")
     temperature: float = option(1.0, "sampling temperature in training")
     feedback: str = option("true", "feedback in training: true, random or none (ablations)")
     examples: str = option("", "JSON file with a list of chat messages that precede every dialog (few-shot)")
@@ -564,6 +564,9 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         clock.append(time.perf_counter())
         phases = ("rollout", "prepare", "update", "evaluate")
         entry["seconds"] = dict(zip(phases, np.diff(clock).tolist(), strict=True))
+        # A part of "rollout", the mean over the ranks that sample.
+        stood = sum(turn.sandbox_seconds for episode in episodes for turn in episode.turns)
+        entry["seconds"]["waiting for tests"] = stood / (config.rollout_ranks or ranks())
         for phase, spent in entry["seconds"].items():
             seconds[phase] = seconds.get(phase, 0.0) + spent
         progress["iteration"] = iteration + 1

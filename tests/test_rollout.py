@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,6 +80,32 @@ def test_what_a_dialog_samples_does_not_depend_on_who_shares_the_batch(
         model, tokenizer, toy.problems("test")[:11], sandbox, replace(SETTINGS, batch_rows=rows), seed=3
     )
     assert tokens_of(again) == tokens_of(episodes)
+
+
+def test_the_longest_waiting_half_is_asked_for_its_results_while_the_tests_of_the_rest_run_on(
+    monkeypatch, model, tokenizer, sandbox
+):
+    events, forward = [], module._forward
+
+    def submit(job):
+        number, future = sum(event[0] == "submit" for event in events), sandbox.submit(job)
+        events.append(("submit", number))
+        return SimpleNamespace(result=lambda: events.append(("read", number)) or future.result())
+
+    monkeypatch.setattr(module, "_forward", lambda *given: events.append(("forward", 0)) or forward(*given))
+    monkeypatch.setattr(module, "extract_code", lambda text: "pass")
+    watched, settings = SimpleNamespace(submit=submit), replace(SETTINGS, batch_rows=16)
+    rollout(model, tokenizer, toy.problems("test")[:40], watched, settings, seed=3)
+    assert [number for kind, number in events if kind == "read"] == list(range(120))
+    waiting = running = longest = 0
+    for kind, number in events:
+        if kind == "read" and number < 70:  # later no new dialogs enter, and the last ones must be waited for
+            longest = longest or waiting
+            running += 1
+            assert running <= (longest + 1) // 2
+        elif kind == "forward":
+            running = longest = 0
+        waiting += {"submit": 1, "read": -1, "forward": 0}[kind]
 
 
 def test_a_part_of_the_list_samples_what_the_whole_does(episodes, model, tokenizer, sandbox):
