@@ -1,6 +1,6 @@
 """Kill a run at random moments, resume it, and compare it with one that was left alone.
 
-    PYTHONPATH=.:tests python benchmarks/kills.py [COUNT]
+    python benchmarks/kills.py [COUNT]
 
 A tiny random model on the toy world, one process, a checkpoint after every iteration. Prints where each kill
 fell, and ends with exit code 1 if metrics, dialogs or weights differ in a single bit.
@@ -17,11 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from conftest import make_model
 from safetensors.torch import load_file
 
-import toy
-from train import Config, train
+ROOT = Path(__file__).resolve().parent.parent
+# In front of this file's own directory, which has a sandbox.py too.
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from conftest import make_model  # noqa: E402
+
+import toy  # noqa: E402
+from train import Config, train  # noqa: E402
 
 
 def quietly(config: Config) -> None:
