@@ -28,11 +28,11 @@ killed: by one signal to the pid namespace, in a zygote by walks over /proc.
 Not covered: holes in the kernel; memory-safety bugs of CPython's compiler, which reads a program with many
 tests in its zygote, held by the namespaces alone; without a control group, what a tree allocates in 50 ms;
 what the time that others take tells. A program may read all that is installed. Programs that hang side by
-side share the cores (`overcommit`): ten that compute hold up those beside them by about twice their limit,
-and one that is honest but slow may time out there. To put slow ones behind the others would make that worse.
-Where layers are off, more: an ordinary user whose kernel refuses user namespaces *and* Landlock lends a
-program all that he may read and write. In assert tests arguments and results are copies, of plain types: `is`
-between them is always false, a change deep in an argument replaces it.
+side share the cores (`overcommit`): ten that compute hold up those beside them by up to twice their limit on
+two cores, and one that is honest but slow may time out there. To put slow ones behind the others would make
+that worse. Where layers are off, more: an ordinary user whose kernel refuses user namespaces *and* Landlock
+lends a program all that he may read and write. In assert tests arguments and results are copies, of plain
+types: `is` between them is always false, a change deep in an argument replaces it.
 
 Run alone: `python sandbox.py` prints the layers and runs one program.
 """
@@ -1107,7 +1107,7 @@ class Sandbox:
 
         Args:
             workers: tests that run at once; by default one for each core.
-            overcommit: a test that has run for a tenth of a second no longer counts, lest programs that hang
+            overcommit: a test that takes longer than `SLOW_SECONDS` no longer counts, lest programs that hang
                 hold up the others, up to `overcommit` times `workers` of them. They share the cores.
         """
         self._keeper, theirs = socket.socketpair()

@@ -14,7 +14,8 @@ evaluated on the test split: temperature 0.2, top-p 0.95, 1@3 with a turn limit 
 three independent first responses ("single turn"), with true, random and no feedback.
 
 Differs from the paper's ablations: twelve iterations, where README.md's run has twenty. Few-shot examples and
-SFT come from the start model's own solved rollouts on the training set.
+SFT come from the start model's own solved rollouts on the training set. Without feedback a dialog still ends
+when the public tests pass.
 """
 
 import json
