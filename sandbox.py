@@ -26,13 +26,17 @@ process tree: looked at 20 times a second, and held by the kernel where we may m
 killed: by one signal to the pid namespace, in a zygote by walks over /proc.
 
 Not covered: holes in the kernel; memory-safety bugs of CPython's compiler, which reads a program with many
-tests in its zygote, held by the namespaces alone; without a control group, what a tree allocates in 50 ms;
-what the time that others take tells. A program may read all that is installed. Programs that hang side by
-side share the cores (`overcommit`): ten that compute hold up those beside them by up to twice their limit on
-two cores, and one that is honest but slow may time out there. To put slow ones behind the others would make
-that worse. Where layers are off, more: an ordinary user whose kernel refuses user namespaces *and* Landlock
-lends a program all that he may read and write. In assert tests arguments and results are copies, of plain
-types: `is` between them is always false, a change deep in an argument replaces it.
+tests in its zygote, held by the namespaces alone; without a control group, what a tree allocates in 50 ms
+and what waits in the queues of its sockets, up to 26 MB a process; what the time that others take tells. A
+program may read all that is installed. Programs that hang side by side share the cores (`overcommit`): ten
+that compute hold up those beside them by up to twice their limit on two cores, and one that is honest but
+slow may time out there. To put slow ones behind the others would make that worse. Where layers are off,
+more: an ordinary user whose kernel refuses user namespaces *and* Landlock lends a program all that he may
+read and write.
+
+Honest programs notice: 64 threads or processes and 128 open files at most, no shared memory without a file
+(nor what multiprocessing makes of it), no chmod. In assert tests arguments and results are copies, of
+plain types: `is` between them is always false, a change deep in an argument replaces it.
 
 Run alone: `python sandbox.py` prints the layers and runs one program.
 """
@@ -43,6 +47,7 @@ import builtins
 import contextlib
 import ctypes
 import gc
+import io
 import json
 import linecache
 import mmap
@@ -73,6 +78,7 @@ SHOWN, STDOUT_SHOWN = 2000, 1 << 16  # characters of a value or a traceback, and
 FILE_BYTES = 64 << 20  # of all files of a program together
 PROCESSES = 64  # and threads of one test
 ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from which on to compile a program once pays
+JUDGE_SECONDS = 5  # that a judge may take beyond the program's limit
 MOST_TIMEOUTS = 3  # of a job: a program that hangs in a hundred tests must not hold a worker for all of them
 SLOW_SECONDS = 0.05  # a test that takes longer no longer counts as one of the busy workers
 WATCH_SECONDS = 0.05  # how often the memory of a process tree is looked at
@@ -311,6 +317,7 @@ def _run_program(program: str | types.CodeType, entry_point: str, calls: socket.
     out = sys.stdout
     module = types.ModuleType("solution" if calls else "__main__")
     sys.modules[module.__name__] = module
+    module.__builtins__, module.__file__ = builtins, "solution.py"  # as a script has them
     exit_code = 0
     try:
         code = _compile(program) if isinstance(program, str) else program
@@ -331,7 +338,8 @@ def _run_program(program: str | types.CodeType, entry_point: str, calls: socket.
                 last = traceback.format_exception_only(error)[-1].strip()
                 message = last.partition(": ")[2][:SHOWN]
                 shown = candidate_traceback(error)
-                reply = {"error": type(error).__name__, "message": message, "traceback": shown[-SHOWN:]}
+                known = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+                reply = {"error": known.__name__, "message": message, "traceback": shown[-SHOWN:]}
             _send(calls, reply)
     except SystemExit as stop:
         exit_code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -343,9 +351,13 @@ def _run_program(program: str | types.CodeType, entry_point: str, calls: socket.
     try:
         threading._shutdown()  # a program ends when its threads have ended
         atexit._run_exitfuncs()
-        for stream in (out, sys.stdout, sys.stderr):
-            if stream is not None and not getattr(stream, "closed", False):
-                stream.flush()
+        # Also what a program writes through: w = open(1, "w"), or its method.
+        others = [getattr(value, "__self__", value) for value in vars(module).values()]
+        others = [value for value in others if isinstance(value, io.IOBase)]
+        for stream in (sys.stdout, sys.stderr, out, *others):
+            with contextlib.suppress(ValueError):  # closed, or detached by what was flushed before it
+                if stream is not None:
+                    stream.flush()
     except BaseException:
         exit_code = exit_code or 1
     return exit_code & 255
@@ -378,17 +390,19 @@ class _Comparisons(ast.NodeTransformer):
 def _error_like(reply: dict) -> _CandidateError:
     """The program's exception as a test may expect it: also of the builtin type of that name.
 
-    Never an AssertionError: that is how a test says that it has failed.
+    Never an AssertionError, which is how a test says that it has failed, nor a StopIteration, which would end
+    a test's loop over calls as if all had passed.
     """
     known = getattr(builtins, str(reply["error"]), None)
-    error = _CandidateError(str(reply["message"]))
-    if isinstance(known, type) and issubclass(known, Exception) and known is not AssertionError:
+    message, never = str(reply["message"])[:SHOWN], (AssertionError, StopIteration)
+    error = _CandidateError(message)
+    if isinstance(known, type) and issubclass(known, Exception) and known not in never:
         try:
             made = type(known.__name__, (_CandidateError, known), {"__init__": Exception.__init__})
-            error = made(str(reply["message"]))
+            error = made(message)
         except TypeError:  # an ExceptionGroup needs more than a message
             pass
-    error.trace = str(reply["traceback"])
+    error.trace = str(reply["traceback"])[-SHOWN:]
     return error
 
 
@@ -478,7 +492,8 @@ ioperm 173 -1 setpriority 141 140 sched_setaffinity 203 122 sched_setparam 142 1
 sched_setattr 314 274 ioprio_set 251 30 migrate_pages 256 238 move_pages 279 239 chmod 90 -1 fchmod 91 52
 fchmodat 268 53 fchmodat2 452 452 chown 92 -1 fchown 93 55 lchown 94 -1 fchownat 260 54 setxattr 188 5
 lsetxattr 189 6 fsetxattr 190 7 setxattrat 463 463 removexattr 197 14 lremovexattr 198 15 fremovexattr 199 16
-utime 132 -1 utimes 235 -1 futimesat 261 -1 utimensat 280 88
+utime 132 -1 utimes 235 -1 futimesat 261 -1 utimensat 280 88 vmsplice 278 75 io_setup 206 0
+inotify_add_watch 254 27
 """
 ALLOW, REFUSE, MISSING, ANY = 0x7FFF0000, 0x50001, 0x50026, 0xFFFFFFFF  # refuse: EPERM; missing: ENOSYS
 CHECKED_CALLS = (  # number, argument, its bits looked at, value, what then, what else (None: other rules)
@@ -487,7 +502,13 @@ CHECKED_CALLS = (  # number, argument, its bits looked at, value, what then, wha
     ((302, 261), 0, ANY, 0, ALLOW, REFUSE),  # prlimit64: of oneself
     ((53, 199), 1, 15, 1, ALLOW, REFUSE),  # socketpair: streams; another kind could be connected elsewhere
     *(((72, 25), 1, ANY, command, REFUSE, None) for command in (8, 10, 15)),  # fcntl: signals by F_SETOWN
-    *(((16, 29), 1, ANY, command, REFUSE, None) for command in (0x5412, 0x541C)),  # ioctl: typing
+    # ioctl: typing, and signals as by F_SETOWN.
+    *(((16, 29), 1, ANY, command, REFUSE, None) for command in (0x5412, 0x541C, 0x8901, 0x8902)),
+    # Memory that would count as nobody's: what is shared without a file stays when nobody has its pages, huge
+    # pages and those on disk are counted apart, and the queue of a socket can be made long.
+    *(((9, 222), 3, flags, flags, REFUSE, None) for flags in (0x21, 0x40000)),  # mmap
+    *(((28, 233), 2, ANY, advice, REFUSE, None) for advice in (20, 21)),  # madvise: COLD, PAGEOUT
+    ((54, 208), 2, ANY, 7, REFUSE, None),  # setsockopt: SO_SNDBUF
 )
 SIGNAL_CALLS = ((62, 129), (234, 131), (200, 130), (129, 138), (297, 240))  # kill, ..., rt_tgsigqueueinfo
 NEW_MOUNTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NETWORK = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
@@ -728,13 +749,15 @@ def _enter_child(jail: _Jail, message: dict, descriptors: Sequence[int]) -> None
         (resource.RLIMIT_AS, message["memory"] + FILE_BYTES),  # the interpreter's own share
         # None at all where it would fill the disk.
         (resource.RLIMIT_FSIZE, FILE_BYTES if jail.on("private file system") else 0),
-        (resource.RLIMIT_NOFILE, 256),
+        (resource.RLIMIT_NOFILE, 128),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NPROC, jail.processes),
-        (resource.RLIMIT_STACK, 64 << 20),
         (resource.RLIMIT_MEMLOCK, 0),
     ):
         resource.setrlimit(what, (most, most))
+    # Programs that recurse ask for more, or for no limit at all; the address space limits them anyway.
+    _, most = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (64 << 20 if most < 0 else min(64 << 20, most), most))
     if jail.user is not None:
         os.setgroups([])
         os.setresgid(jail.user, jail.user, jail.user)
@@ -772,12 +795,16 @@ def _tree(jail: _Jail) -> list[int]:
 def _tree_bytes(jail: _Jail, limit: int) -> int:
     """Memory of the process tree; what forks share counts once where it matters (to find out takes long)."""
     tree = _tree(jail)
-    resident = [int((_about(jail, pid, "statm").split() or [0, 0])[1]) * mmap.PAGESIZE for pid in tree]
-    if sum(resident) > limit:
-        for place, pid in enumerate(tree):
-            _, found, after = _about(jail, pid, "smaps_rollup").partition(b"Pss:")
-            resident[place] = int(after.split()[0]) * 1024 if found else resident[place]
-    return sum(resident)
+
+    def resident(pid: int) -> int:
+        return int((_about(jail, pid, "statm").split() or [0, 0])[1]) * mmap.PAGESIZE
+
+    def proportional(pid: int) -> int:
+        _, found, after = _about(jail, pid, "smaps_rollup").partition(b"Pss:")
+        return int(after.split()[0]) * 1024 if found else resident(pid)  # perhaps it has just ended
+
+    total = sum(map(resident, tree))
+    return total if total <= limit else sum(map(proportional, tree))
 
 
 def _kill_tree(jail: _Jail) -> None:
@@ -858,10 +885,14 @@ def _one_test(
     """
     limit, calls = message["output"], [] if message["kind"] == "io" else given[-1:]
     if not jail.buffers or len(jail.buffers[0]) <= limit:
-        jail.buffers = (mmap.mmap(-1, limit + 1), mmap.mmap(-1, limit + 1))
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        jail.buffers = (mmap.mmap(-1, limit + 1, private), mmap.mmap(-1, limit + 1, private))
         for buffer in jail.buffers:
             buffer.madvise(mmap.MADV_DONTFORK)  # no later child may find what this one printed
+    if jail.user is not None:
+        _libc.setfsuid(jail.user)  # whoever may open /dev/stdout must own the pipe
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+    _libc.setfsuid(os.getuid())
     began = time.perf_counter()
     pid = _fork()
     if pid == 0:
@@ -1001,7 +1032,8 @@ def _serve(channel: socket.socket, jail: _Jail, code: types.CodeType | None = No
 
 def _look_like_a_program_s() -> None:
     """Give this process, for its forks to inherit, what a program finds in a fresh interpreter."""
-    _, pipe = os.pipe()  # a program's output is one: a stream looks once whether it can seek
+    reader, pipe = os.pipe()  # a program's output is one: a stream looks once whether it can seek
+    os.close(reader)  # else what the compiler says of one program fills it for all that follow
     os.dup2(pipe, 1)
     os.dup2(pipe, 2)
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
@@ -1027,7 +1059,7 @@ def _keep(channel: socket.socket, site_packages: list[str]) -> None:
         __import__(name)
     random.seed(0)  # with PYTHONHASHSEED: a program ends the same way in each run
     readable = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime"]
-    readable += ["/dev/zero", "/dev/random", "/dev/urandom", sys.base_prefix, *site_packages]
+    readable += ["/dev/random", "/dev/urandom", sys.base_prefix, *site_packages]
     gc.collect()
     gc.freeze()
     gc.disable()  # a collection in a fork would copy every page that it looks at
@@ -1212,8 +1244,10 @@ class _Worker:
     def results(self, job: Job) -> list[TestResult]:
         """Run a job's tests."""
         results: list[TestResult] = []
-        timeouts = 0
+        stuck = 0
         while len(results) < len(job.tests):
+            if stuck == MOST_TIMEOUTS:
+                return results + [NOT_RUN] * (len(job.tests) - len(results))
             with self.sandbox._lock:
                 self.server = self.server or _Server(self.sandbox._keeper)
                 if job.entry_point:
@@ -1221,12 +1255,13 @@ class _Worker:
             try:
                 for result in self.results_from(job, len(results)):
                     results.append(result)
-                    timeouts += result.verdict == Verdict.TIMEOUT
+                    stuck += result.verdict == Verdict.TIMEOUT
                     if job.stop_at_first_failure and result.verdict != Verdict.PASSED:
                         return results
-                    if timeouts == MOST_TIMEOUTS:
-                        return results + [NOT_RUN] * (len(job.tests) - len(results))
+                    if stuck == MOST_TIMEOUTS:
+                        break
             except (OSError, EOFError):  # a server is ill: go on with new ones
+                stuck += 1
                 results.append(TestResult(Verdict.EXCEPTION, traceback="the program's server was lost"))
                 for ill in filter(None, (self.server, self.judge)):
                     ill.kill()
@@ -1255,7 +1290,7 @@ class _Worker:
                 ready = {"verdict": Verdict.EXCEPTION, "error": "the compiler crashed"}
             for test in tests:
                 if ready["error"]:
-                    yield TestResult(Verdict(ready["verdict"]), traceback=ready["error"])
+                    yield TestResult(Verdict(ready["verdict"]), traceback=ready["error"][-SHOWN:])
                 else:
                     yield self.result(job, test, about, channel, [])
         finally:  # also where the reader of this generator stops early
@@ -1275,12 +1310,19 @@ class _Worker:
         ours, theirs = socket.socketpair()
         _send(channel, about | {"kind": "assert"}, [_memory_file(""), *program, theirs.detach()])
         judging = json.dumps({"setup": job.setup, "code": test.code, "entry_point": job.entry_point})
-        limits = {"kind": "judge", "seconds": job.limits.seconds + 5, "memory": 1 << 32, "output": 1 << 20}
+        limits = {
+            "kind": "judge",
+            "seconds": job.limits.seconds + JUDGE_SECONDS,
+            "memory": 1 << 32,
+            "output": 1 << 20,
+        }
         given = [_memory_file(""), _memory_file(judging), ours.detach()]
         _send(self.judge.channel, about | limits, given)
         spoken = self.reply(self.judge.channel, patience)
         if spoken["exit_code"] == 0 and not spoken["ended"]:
             said = json.loads(spoken["out"])
+        elif spoken["ended"] == "time":  # what it was told kept it busy
+            said = {"verdict": Verdict.TIMEOUT.value}
         return _result(test, self.reply(channel, patience), said)
 
     def reply(self, channel: socket.socket, seconds: float) -> dict:

@@ -303,6 +303,21 @@ HARMS = {
     "set-user-id programs": "for p in ('/usr/bin/su', '/usr/bin/mount', '/bin/umount', '/usr/bin/passwd'):\n"
     "  if os.path.exists(p): attempt(p, lambda: not subprocess.run([p, '-h'], capture_output=True).returncode and open('/etc/shadow').read())",
     "cores": "if os.fork() == 0: os.abort()\nos.wait()\nattempt('core', lambda: glob.glob('core*') or False)",
+    "memory that is nobody's": "import mmap\nattempt('shared', lambda: mmap.mmap(-1, 1 << 20))\n"
+    "attempt('a device', lambda: open('/dev/zero', 'rb'))\n"
+    "libc.mmap.restype = ctypes.c_ssize_t\ndef pages(flags):\n"
+    "  if libc.mmap(None, ctypes.c_size_t(2 << 20), 3, flags, -1, ctypes.c_long(0)) == -1: raise OSError\n"
+    "for f in (0x21, 0x23, 0x40022, 0x40021): attempt(f'mmap {f:x}', lambda: pages(f))\n"
+    "m = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); m[:] = b'x' * (1 << 20)\n"
+    "for advice in (20, 21): attempt(f'madvise {advice}', lambda: m.madvise(advice))\n"
+    "r, w = os.pipe(); b = ctypes.create_string_buffer(8); v = (ctypes.c_void_p * 2)(ctypes.addressof(b), 8)\n"
+    "attempt('vmsplice', lambda: call(278, w, v, 1, 0))\n"
+    "a, b = socket.socketpair(); attempt('queue', lambda: a.setsockopt(1, socket.SO_SNDBUF, 1 << 30))",
+    "signals by ioctl": "import fcntl, struct\na, b = socket.socketpair()\nfor p in others:\n"
+    "  for c in (0x8901, 0x8902): attempt('owner', lambda: fcntl.ioctl(a, c, struct.pack('i', p)))\n"
+    "fcntl.ioctl(a, 0x5452, struct.pack('i', 1)); b.send(b'x'); time.sleep(0.1)",
+    "what the machine has few of": "c = ctypes.c_ulong(); attempt('io_setup', lambda: call(206, 1, ctypes.byref(c)))\n"
+    "attempt('inotify', lambda: call(254, libc.inotify_init(), b'.', 2))",
     "time": "attempt('time', lambda: time.clock_settime(time.CLOCK_REALTIME, 0))\nattempt('name', lambda: socket.sethostname('x'))",
 }
 STATE = """

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import sandbox as sandbox_module
 from asserts import read_row
 from sandbox import (
     NOT_RUN,
+    SHOWN,
     ZYGOTE_CHARACTERS,
     AssertTest,
     IoTest,
@@ -141,6 +143,12 @@ def test_verdict_of_a_program(sandbox, program, verdict):
             "exception",
         ),
         (SEARCHES_ITS_MEMORY, "assert f(1) == 7203", "wrong answer"),
+        ("def f(x): raise StopIteration", "assert all(map(lambda c: f(c) == 1, [1, 2]))", "exception"),
+        (
+            "class Bad(ValueError): pass\ndef f(x): raise Bad('no')",
+            "try:\n  f(1)\n  assert False\nexcept ValueError as e: assert str(e) == 'no'",
+            "passed",
+        ),
     ],
 )
 def test_verdict_of_a_function(sandbox, program, test, verdict):
@@ -413,6 +421,22 @@ print(int(input()) + int(input()))
         ("import sys\nwith sys.stdin as s, sys.stdout as out: print(s.read(), file=out)", "a\nb", "a b"),
         ("import sys\nprint(input())\nsys.stdout = sys.stderr = None", "a", "a"),
         (FAST_INPUT_AND_OUTPUT, "2\n3\n", "5"),
+        ("import io, sys\nsys.stdout = io.TextIOWrapper(sys.stdout.detach()); print(42)", "", "42"),
+        (
+            "import codecs, sys\nsys.stdout = codecs.getwriter('utf-8')(sys.stdout.detach()); print(42)",
+            "",
+            "42",
+        ),
+        ("w = open(1, 'w').write; w('42')", "", "42"),
+        ("print(open('/dev/stdin').read(), file=open('/dev/stdout', 'w'))", "42", "42"),
+        ("import io\nout = io.BufferedWriter(io.FileIO(1, 'w')); out.write(b'42')", "", "42"),
+        (
+            "from resource import *\nsetrlimit(RLIMIT_STACK, (RLIM_INFINITY, RLIM_INFINITY)); print(42)",
+            "",
+            "42",
+        ),
+        ("print(__builtins__.max(1, 42), __file__)", "", "42 solution.py"),
+        ("import os\n" + "x = 1 is 1\n" * 3000 + "print(42)", "", "42"),  # says much while it is compiled
         ("print(__name__, __import__('sys').argv[1:])\nif __name__ == '__main__': exit()", "", "__main__ []"),
     ],
 )
@@ -541,6 +565,49 @@ def test_all_this_holds_for_another_user():
     ]
     printed = [run.communicate()[0] for run in runs]  # both have started: they run side by side
     assert [run.returncode for run in runs] == [0, 0], [text[-4000:] for text in printed]
+
+
+def test_what_a_result_tells_is_cut_whoever_wrote_it(sandbox):
+    raw = (
+        "import json, os, socket, struct\ndef f(x):\n"
+        "  m = {'error': 'ValueError', 'message': 'M' * 10**6, 'traceback': 'T' * 10**6}\n"
+        "  m = json.dumps(m).encode()\n"
+        "  socket.socket(fileno=3).sendall(struct.pack('!Q', len(m)) + m)\n  os._exit(0)"
+    )
+    long = "import os\nx = 1 1 " + "a" * 10**6
+    (told,), *errors = sandbox.run(
+        [Job(raw, (AssertTest("f(1)"),), SHORT, "f"), Job(long, (IoTest("", ""),) * 3)]
+    )
+    for result in (told, *errors[0]):
+        assert result.verdict == Verdict.EXCEPTION and 0 < len(result.traceback) <= SHOWN
+
+
+def test_a_judge_that_is_kept_busy_counts_as_a_timeout(sandbox, monkeypatch):
+    monkeypatch.setattr("sandbox.JUDGE_SECONDS", 0.1)
+    program = (
+        "import os, socket, struct\n"
+        "items = ', '.join('{\"int\": \"%s\"}' % hex(i * (2**61 - 1)) for i in range(64, 1 << 18))\n"
+        'm = (\'{"value": {"set": [\' + items + \']}, "given": 1}\').encode()\n'
+        "def f(x): s = socket.socket(fileno=3); s.sendall(struct.pack('!Q', len(m)) + m); os._exit(0)"
+    )
+    (results,) = sandbox.run([Job(program, (AssertTest("assert f(1) == 2"),) * 5, Limits(seconds=1.5), "f")])
+    assert [result.verdict for result in results[:3]] == [Verdict.TIMEOUT] * 3
+    assert results[3:] == [NOT_RUN] * 2
+
+
+def test_a_process_that_ends_while_its_memory_is_looked_at_has_none(monkeypatch):
+    """A fork that shares 600 MB with its parent until it runs another program is not 600 MB more."""
+    jail, seen = sandbox_module._Jail("/", 0, {}), []
+
+    def about(_jail, pid, name):
+        seen.append((pid, name))
+        if pid == 1:
+            return b"Pss: 600000 kB" if name == "smaps_rollup" else b"150000 150000"
+        return b"150000 150000" if len(seen) < 3 else b""
+
+    monkeypatch.setattr(sandbox_module, "_tree", lambda _: [1, 2])
+    monkeypatch.setattr(sandbox_module, "_about", about)
+    assert sandbox_module._tree_bytes(jail, 1 << 30) == 600000 * 1024
 
 
 def test_after_three_timeouts_the_rest_is_not_run(sandbox):
