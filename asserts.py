@@ -208,5 +208,7 @@ def read_row(row: dict) -> dict:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("asserts.py: which .jsonl.gz file of evalplus?")
     with gzip.open(sys.argv[1], "rt") as file:
         print(*read_row(json.loads(next(file)))["public"], sep="\n")

@@ -21,12 +21,14 @@ CodeContests' own columns are of this kind: its tests are {"input": [...], "outp
 """
 
 import ast
+import contextlib
 import hashlib
 import itertools
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,10 +149,16 @@ def _entry(problem: Problem, test: IoTest | AssertTest, result: TestResult, cut:
     return template.format(**{name: _shorten(text, cut) for name, text in fields.items()})
 
 
-def feedback_message(problem: Problem, results: Sequence[TestResult] | None, cut: int = 2000) -> str:
+def feedback_message(
+    problem: Problem,
+    results: Sequence[TestResult] | None,
+    cut: int = 2000,
+    asked: Problem | None = None,
+) -> str:
     """The user message after a response that did not pass.
 
     Args:
+        asked: whose answer is asked for again, where the feedback is of another problem (random feedback).
         results: one for each public test; None where the response has no valid code.
         cut: characters that a field (an input, an output, a traceback) may have. All entries together may
             have ten times as many; then tests are left out, those that passed first, and counted.
@@ -176,7 +184,7 @@ def feedback_message(problem: Problem, results: Sequence[TestResult] | None, cut
             entries.append(TESTS_CUT.format(count=left_out))
         if all(result.verdict == Verdict.PASSED for result in results):
             entries.append(PUBLIC_TESTS_PASSED)
-    instruction = _format_instruction(problem)
+    instruction = _format_instruction(asked or problem)
     return FEEDBACK.format(entries="\n".join(entries), closing=CLOSING, format=instruction).strip()
 
 
@@ -226,17 +234,21 @@ def _from_columns(row: dict) -> Problem:
         if isinstance(found, list):
             found = {side: [test.get(side) for test in found] for side in ("input", "output")}
         inputs, outputs = found["input"], found["output"]
-        if len(inputs) != len(outputs) or None in inputs or None in outputs:
-            raise ValueError(f"a test of {column} has no output, or no input")
+        if len(inputs) != len(outputs) or not all(isinstance(text, str) for text in (*inputs, *outputs)):
+            raise ValueError(f"a test of {column} has no output, or no input, or one that is no text")
         return tuple(map(IoTest, inputs, outputs))
 
     def solutions(column: str) -> tuple[str, ...]:
         found = row.get(column) or []
+        if isinstance(found, str):
+            raise ValueError(f"{column} is a text, but must be a list of texts")
         if isinstance(found, list):
             return tuple(found)
         pairs = zip(found["language"], found["solution"], strict=True)
         return tuple(text for language, text in pairs if language == PYTHON3)
 
+    if not isinstance(row["name"], str) or not isinstance(row["description"], str):
+        raise ValueError("its name or its description is no text")
     group = f"difficulty {row['difficulty']}" if row.get("difficulty") is not None else ""
     if rating := row.get("cf_rating"):  # CodeContests: of Codeforces, 0 where there is none
         group = f"rating {rating // 400 * 400} to {rating // 400 * 400 + 399}"
@@ -282,6 +294,8 @@ def _problem(stored: dict, where: str) -> Problem:
         except ValueError as error:
             raise ValueError(f"{where} is not JSON: {error}") from error
     try:
+        if not isinstance(row, dict):
+            raise ValueError("it is no object with columns")
         missing, make = min(
             (([c for c in columns.split() if c not in row], make) for columns, make in FORMATS),
             key=lambda fit: len(fit[0]),
@@ -306,6 +320,26 @@ class Problems(Sequence):
         if isinstance(place, slice):
             return Problems(self.rows.select(range(*place.indices(len(self)))))
         return _problem(self.rows[place], f"row {place}")
+
+    def select(self, places: Sequence[int]) -> "Problems":
+        return Problems(self.rows.select(places))
+
+
+def select(problems: Sequence[Problem], places: Sequence[int]) -> Sequence[Problem]:
+    """The problems at these places; of a large table still without making them."""
+    return problems.select(places) if isinstance(problems, Problems) else [problems[at] for at in places]
+
+
+def first_messages(problems: Sequence[Problem]) -> Iterator[str]:
+    """`first_message` of each problem; of a large table without reading its tests and solutions."""
+    if not isinstance(problems, Problems):
+        yield from map(first_message, problems)
+        return
+    unread = dict.fromkeys(("public_tests", "private_tests", "generated_tests", "solutions"), [])
+    unread["incorrect_solutions"] = []
+    there = [name for name in unread if name in problems.rows.column_names]
+    for number, row in enumerate(problems.rows.remove_columns(there)):
+        yield first_message(_problem(row | unread, f"row {number}"))
 
 
 def _have_tests(batch: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
@@ -417,10 +451,25 @@ def load_problems(source: str, split: str) -> Sequence[Problem]:
         print(f"{source}: {total - len(problems)} of {total} problems have no public or no private tests")
     if not problems:
         raise ValueError(f"{source} has no problem with public and private tests")
+    if isinstance(problems, list):
+        name, count = Counter(problem.name for problem in problems).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{source} has {count} problems of one name, {name}")
     return problems
 
 
+@contextlib.contextmanager
+def one_sentence(program: str) -> Iterator[None]:
+    """What all programs do with bad input: end with exit code 2 and the error's sentence, no traceback."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"{program}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    problem_set = load_problems(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "test")
-    count = sum(len(p.public_tests) + len(p.private_tests) for p in problem_set)
-    print(f"{len(problem_set)} problems, {count} tests\n\n{first_message(problem_set[0])}")
+    with one_sentence("data.py"):
+        problem_set = load_problems(*(sys.argv[1:] or ["toy"])[:1], *(sys.argv[2:] or ["test"])[:1])
+        count = sum(len(p.public_tests) + len(p.private_tests) for p in problem_set)
+        print(f"{len(problem_set)} problems, {count} tests\n\n{first_message(problem_set[0])}")

@@ -182,7 +182,9 @@ def turn_limits(summaries: dict[str, dict], measures: Sequence[str], path: Path)
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
+    place = Path(*sys.argv[1:2])
+    if not any((place / name).exists() for name in ("metrics.jsonl", "summary.json", "comparison.json")):
+        sys.exit(f"plots.py: {place} is no run: it has no metrics.jsonl, summary.json or comparison.json")
     if (place / "metrics.jsonl").exists():
         curves(place)
     for told in filter(Path.exists, (place / "summary.json", place / "comparison.json")):

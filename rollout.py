@@ -50,15 +50,18 @@ from data import (
     Problem,
     feedback_message,
     first_message,
+    first_messages,
     load_problems,
     make_job,
+    one_sentence,
 )
 from distributed import load_model, load_tokenizer
 from sandbox import Sandbox, TestResult, Verdict
 
-FENCE = re.compile(r"```(?:[ \t]*(?:python3?|py))?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+FENCE = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)```", re.DOTALL | re.MULTILINE)  # language, content
 SENTINEL = "@response@"  # stands for a response when the chat template is rendered; never tokenized
 DATE = "26 Jul 2024"  # today, to chat templates that tell it
+FEEDBACK = ("true", "random", "none")
 CACHE_GROWTH = 256  # tokens by which the cache's capacity grows
 PREFILL_TOKENS = 32768  # of prompts and feedback, padding included, that go through the model at once
 
@@ -120,17 +123,21 @@ class RolloutSettings:
 
 
 def extract_code(text: str) -> str | None:
-    """The last fenced block of a response if it compiles, else None: a response without valid code."""
-    blocks = FENCE.findall(text)
-    if not blocks:
-        return None
+    """The code of a response: its last fenced block of Python or, if none says so, of no language at all.
+
+    None if there is none, or if it does not compile: a response without valid code. Blocks of other languages
+    are read over, whole, or their ends would be taken for beginnings.
+    """
+    blocks = [(language.strip().lower(), content) for language, content in FENCE.findall(text)]
+    python = [content for language, content in blocks if language.startswith("py")]
+    code = (python or [content for language, content in blocks if not language] or [""])[-1]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            compile(blocks[-1], "solution.py", "exec")
+            compile(code, "solution.py", "exec")
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
         return None
-    return blocks[-1]
+    return code if code.strip() else None
 
 
 # ---- chat template: messages to token ids ------------------------------------------------------------------
@@ -224,6 +231,7 @@ class RaggedCache:
             old = self.stores[layer][part]
             if len(old) < len(self.lengths) or old.shape[2] < self.span:
                 capacity = max(old.shape[2], -(-self.span // CACHE_GROWTH) * CACHE_GROWTH)
+                # (rows, heads, capacity, head_dim)
                 grown = old.new_zeros(max(len(old), len(self.lengths)), old.shape[1], capacity, old.shape[3])
                 grown[: len(old), :, : old.shape[2]] = old
                 self.stores[layer][part] = grown
@@ -301,6 +309,19 @@ def sample_tokens(
 # ---- the dialog --------------------------------------------------------------------------------------------
 
 
+def fitting(problems: Sequence[Problem], tokenizer, settings: RolloutSettings) -> list[int]:
+    """Places of the problems whose prompt leaves room for a response: the others would end a run midway."""
+    examples = read_examples(settings.examples)
+    room = settings.context - settings.max_new_tokens
+    frame = len(prompt_ids(tokenizer, "", examples)) + 8  # a text may also merge worse beside the template's
+
+    def fits(message: str) -> bool:
+        # A token stands for a byte at least: few prompts have to be encoded.
+        return frame + len(message.encode()) <= room or len(prompt_ids(tokenizer, message, examples)) <= room
+
+    return [place for place, message in enumerate(first_messages(problems)) if fits(message)]
+
+
 @dataclass(eq=False)
 class _Dialog:
     """An episode under way: what is still to be fed to the cache, and the tests that are running."""
@@ -350,7 +371,7 @@ def _continues(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: RolloutSe
             turn.feedback = RETRY_WITHOUT_FEEDBACK
         elif settings.feedback == "random":
             other, results = dialog.other
-            turn.feedback = feedback_message(other, results.result(), cut=cut)
+            turn.feedback = feedback_message(other, results.result(), cut=cut, asked=episode.problem)
         else:
             turn.feedback = feedback_message(episode.problem, turn.results, cut=cut)
         new = observation_ids(tokenizer, turn.feedback)
@@ -385,11 +406,13 @@ def rollout(
     Returns: the episodes, in the order of `problems`.
     Raises: ValueError if a prompt and `max_new_tokens` do not fit the context, or for unknown feedback.
     """
-    if settings.feedback not in ("true", "random", "none"):
-        raise ValueError(f"feedback is {settings.feedback!r}, but must be true, random or none")
+    if settings.feedback not in FEEDBACK:
+        raise ValueError(f"feedback is {settings.feedback!r}, but must be one of {', '.join(FEEDBACK)}")
     others = feedback_problems or problems
     if settings.feedback == "random" and len({p.answer or p.name for p in others}) < 2:
-        raise ValueError("random feedback needs problems with at least two different answers")
+        raise ValueError(
+            "random feedback comes from another problem: it needs problems with two different answers"
+        )
     examples = read_examples(settings.examples)
     was_training = model.training
     model.eval()
@@ -497,7 +520,7 @@ if __name__ == "__main__":
     parser.add_argument("model", help="a Hugging Face directory or hub name")
     parser.add_argument("problems", nargs="?", default="toy", help="a problem set or file (default: toy)")
     arguments = parser.parse_args()
-    chat, language_model = load_tokenizer(arguments.model), load_model(arguments.model, dtype="auto")
-    first = list(load_problems(arguments.problems, "test")[:1])
-    with Sandbox() as executor:
+    with one_sentence("rollout.py"), Sandbox() as executor:
+        chat, language_model = load_tokenizer(arguments.model), load_model(arguments.model, dtype="auto")
+        first = list(load_problems(arguments.problems, "test")[:1])
         print(show(chat, rollout(language_model, chat, first, executor, RolloutSettings(), seed=0)[0]))

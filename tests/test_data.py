@@ -11,7 +11,7 @@ import torch
 
 import data
 import rollout as rollout_module
-from data import Problems, feedback_message, first_message, load_problems, make_job
+from data import Problems, feedback_message, first_message, first_messages, load_problems, make_job, select
 from rollout import RolloutSettings, rollout
 from sandbox import NOT_RUN, AssertTest, IoTest, Limits, TestResult, Verdict, outputs_match
 
@@ -409,3 +409,44 @@ def test_feedback_counts_tests_that_were_not_run_and_says_nothing_else_of_them()
     problem, _ = problems("code_contests.parquet").values()
     message = feedback_message(problem, [TestResult(Verdict.TIMEOUT), NOT_RUN])
     assert message.count("Timeout.") == 1 and data.TESTS_CUT.format(count=1) in message
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (
+            '{"name": "a", "description": 5, "public_tests": [], "private_tests": []}',
+            "description is no text",
+        ),
+        (
+            '{"name": "a", "description": "", "public_tests": [{"input": 1, "output": 2}], "private_tests": 0'
+            "}",
+            "public_tests has no output, or no input, or one that is no text",
+        ),
+        (
+            '{"name": "a", "description": "d", "public_tests": [], "private_tests": [], "solutions": "x"}',
+            "solutions is a text, but must be a list",
+        ),
+        ("[1, 2]", "it is no object"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(tmp_path, row, told):
+    path = tmp_path / "own.jsonl"
+    path.write_text(row + "\n")
+    with pytest.raises(ValueError, match=told):
+        load_problems(str(path), "test")
+
+
+def test_two_problems_of_one_name_are_refused(tmp_path):
+    tests = '[{"input": "1", "output": "2"}]'
+    row = f'{{"name": "a", "description": "d", "public_tests": {tests}, "private_tests": {tests}}}\n'
+    (tmp_path / "own.jsonl").write_text(row * 2)
+    with pytest.raises(ValueError, match="2 problems of one name, a"):
+        load_problems(str(tmp_path / "own.jsonl"), "test")
+
+
+def test_first_messages_of_a_large_set_are_those_of_its_problems():
+    rows = load_problems(str(FIXTURES / "code_contests.parquet"), "train")
+    assert isinstance(rows, Problems)
+    assert list(first_messages(rows)) == [first_message(problem) for problem in rows]
+    assert [problem.name for problem in select(rows, [1])] == [rows[1].name]

@@ -9,10 +9,19 @@ import torch
 
 import rollout as module
 import toy
-from data import first_message
+from data import Problem, first_message
 from ppo import collate, response_logprobs
-from rollout import RolloutSettings, extract_code, observation_ids, prompt_ids, rollout, sample_tokens, show
-from sandbox import Verdict
+from rollout import (
+    RolloutSettings,
+    extract_code,
+    fitting,
+    observation_ids,
+    prompt_ids,
+    rollout,
+    sample_tokens,
+    show,
+)
+from sandbox import AssertTest, Verdict
 
 SETTINGS = RolloutSettings(max_new_tokens=12, context=600, batch_rows=5)
 
@@ -184,6 +193,39 @@ def test_random_feedback_is_of_another_problem_and_none_says_nothing(monkeypatch
         assert not any(f"Input:\n{test.input}" in turn.feedback for test in problem.public_tests)
 
 
+def test_random_feedback_of_a_function_asks_for_the_dialogs_own(monkeypatch, model, tokenizer, sandbox):
+    functions = [
+        Problem(
+            f"{name}",
+            f"Write {name}.",
+            (AssertTest(f"assert {name}(1) == 2"),),
+            (AssertTest("pass"),),
+            entry_point=name,
+        )
+        for name in ("first", "second")
+    ]
+    scripted(monkeypatch, tokenizer, ["```python\npass\n```"] * 2)
+    setting = replace(SETTINGS, max_new_tokens=80, context=2000, feedback="random", turn_limit=2)
+    monkeypatch.setattr(module, "observation_ids", lambda *_: [0, 0])  # its words are not the toy's
+    monkeypatch.setattr(module, "prompt_ids", lambda *_: [0, 0])
+    (episode,) = rollout(model, tokenizer, functions[:1], sandbox, setting, 0, feedback_problems=functions)
+    told, _, asked = episode.turns[0].feedback.partition("Try again.")
+    assert "second(1)" in told and "first" not in told
+    assert "first" in asked and "second" not in asked
+
+
+def test_prompts_that_do_not_fit_are_told_apart_before_anything_is_sampled(tokenizer, monkeypatch):
+    short, other = toy.problems("test")[:2]
+    long = replace(short, name="long", statement=short.statement * 20)
+    kept = fitting([short, long, other], tokenizer, RolloutSettings(context=200, max_new_tokens=40))
+    assert kept == [0, 2]
+    for place, problem in enumerate((short, long)):
+        need = len(prompt_ids(tokenizer, first_message(problem)))
+        exact = RolloutSettings(context=need + 5, max_new_tokens=5)
+        assert fitting([problem], tokenizer, exact) == [0], place
+        assert fitting([problem], tokenizer, replace(exact, context=need + 4)) == []
+
+
 def test_a_dialog_that_outgrows_the_context_ends_as_truncated(monkeypatch, model, tokenizer, sandbox):
     episode = one_dialog(monkeypatch, model, tokenizer, sandbox, ["no code"] * 3, context=100)
     assert episode.truncated and len(episode.turns) < 3 and not episode.solved
@@ -220,15 +262,23 @@ def test_sampled_frequencies_follow_the_distribution():
     ("text", "code"),
     [
         ("```python\nx = 1\n```", "x = 1\n"),
-        ("first\n```python\nx = 1\n```\nthen\n```\ny = 2\n```", "y = 2\n"),
+        ("first\n```python\nx = 1\n```\nthen\n```python\ny = 2\n```", "y = 2\n"),
+        ("```\nx = 1\n```\nthen\n```\ny = 2\n```", "y = 2\n"),
         ("```py\nx = 1\n```", "x = 1\n"),
         ("x = 1", None),
         ("```python\nx = \n```", None),
         ("```python\nx = 1", None),
         ("```python\nx = 1\0\n```", None),
+        ("```python\n\n```", None),
+        ("```bash\npip install x\n```\n\n```python\nx = 1\n```", "x = 1\n"),
+        ("```text\nplan\n```\nSolution:\n```python\nx = 1\n```", "x = 1\n"),
+        ("```Python 3\r\nx = 1\r\n```", "x = 1\r\n"),
+        ("```python\nx = 1\n```\nIt prints\n```\n1\n```", "x = 1\n"),
+        ("```bash\nls\n```", None),
+        ("  ```python\nx = 1```", "x = 1"),
     ],
 )
-def test_code_is_the_last_fenced_block_that_compiles(text, code):
+def test_code_is_the_last_fenced_block_of_python(text, code):
     assert extract_code(text) == code
 
 
