@@ -35,6 +35,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict import (
@@ -160,7 +161,7 @@ def gather(things: list) -> list:
 
 def total(numbers: Sequence[float]) -> list[float]:
     """Sums over the ranks, number by number, in double precision."""
-    sums = torch.tensor(numbers, dtype=torch.float64)
+    sums = torch.tensor(numbers, dtype=torch.float64)  # (n,)
     if ranks() > 1:
         dist.all_reduce(sums, group=_team)
     return sums.tolist()
@@ -260,7 +261,7 @@ def load_model(
             language_model = AutoModelForCausalLM.from_pretrained(
                 directory, config=config, dtype=dtype, attn_implementation=attention, **loaded
             )
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, SafetensorError) as error:
         raise ValueError(f"{model} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
     if gradient_checkpointing:
         # transformers 5.24 renames the method.
@@ -395,7 +396,9 @@ def take_weights(policy: FSDPModule) -> bool:
     """Wait for the trained policy and copy it into this one, which has that `dtype`; False if none comes."""
     more = broadcast(None, 0)
     for parameter in policy.parameters() if more else ():
-        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        whole = torch.empty(
+            parameter.shape, dtype=parameter.dtype, device=parameter.device
+        )  # as the policy's
         dist.broadcast(whole, 0)
         mine = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.detach().to_local().copy_(mine.to_local())
@@ -410,6 +413,22 @@ def _empty_copy(policy: PreTrainedModel) -> PreTrainedModel:
 
 
 # ---- saving ------------------------------------------------------------------------------------------------
+
+
+def check_replaceable(directory: Path) -> None:
+    """Before the work: can a model be written to `directory`, and is nothing lost but a model by it?
+
+    Raises: ValueError or OSError, one sentence.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    beside = directory.with_name(directory.name + ".partial")
+    if not beside.exists():
+        beside.mkdir()  # it only has to be possible
+        beside.rmdir()
+    if directory.exists() and any(directory.iterdir()) and not any(directory.glob("*.safetensors")):
+        raise ValueError(
+            f"{directory} holds something that is no model, and would be lost: give another place"
+        )
 
 
 def replace_whole(directory: Path, beside: Path) -> None:

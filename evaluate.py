@@ -2,7 +2,7 @@
 
     python evaluate.py --model runs/toy/best --problems toy --split test
     python evaluate.py --model DIR --feedback true random   # does the model read its feedback?
-    python evaluate.py --model DIR --turn_limits 1 3 5 10   # figure 4, and single-turn: as many samples each
+    python evaluate.py --model DIR --turn_limits 1 3 5 10   # figure 4, and single-turn, of as many samples
     python evaluate.py --compare RUN_A RUN_B                # paired differences, no model needed
 
 Paper: n@k in section 3.1, behaviour in figures 3 and 4. A sample is one response: a rollout with turn limit
@@ -33,9 +33,9 @@ import torch
 from tqdm import tqdm
 
 import plots
-from data import first_message, load_problems
+from data import first_message, load_problems, one_sentence
 from distributed import load_model, load_tokenizer
-from rollout import Episode, RolloutSettings, rollout
+from rollout import Episode, RolloutSettings, fitting, read_examples, rollout
 from sandbox import Sandbox, Verdict
 
 OUTCOMES = ("no valid code", *(verdict.value for verdict in Verdict if verdict != Verdict.PASSED), "passed")
@@ -217,9 +217,15 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_run(directory: Path) -> tuple[dict, list[dict]]:
-    """Settings and records of a run; a last line without its end, cut by a crash, is left out."""
-    lines = (directory / "episodes.jsonl").read_text().split("\n")[:-1]
-    return json.loads((directory / "settings.json").read_text()), [json.loads(line) for line in lines]
+    """Settings and records of a run; a last line without its end, cut by a crash, is left out.
+
+    Raises: ValueError, one sentence, if `directory` is no run of this program.
+    """
+    try:
+        lines = (directory / "episodes.jsonl").read_text().split("\n")[:-1]
+        return json.loads((directory / "settings.json").read_text()), [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{directory} is no run of evaluate.py that can be read: {error}") from error
 
 
 def _sample(model, tokenizer, problems, sandbox, settings, rollouts, about, directory, others) -> list[dict]:
@@ -229,10 +235,11 @@ def _sample(model, tokenizer, problems, sandbox, settings, rollouts, about, dire
     if path.exists():
         old, records = read_run(directory)
         wrong = [f"{key} {old.get(key)!r}, now {about[key]!r}" for key in about if old.get(key) != about[key]]
-        if wrong:
+        if records and wrong:
             raise ValueError(f"{directory} holds rollouts with {'; '.join(wrong)}: give another --output")
-    write_whole(directory / "settings.json", json.dumps(about, indent=1))
     schedule, chunk = list(problems) * rollouts, 2 * settings.batch_rows
+    planned = {"episodes": max(len(schedule), len(records))}
+    write_whole(directory / "settings.json", json.dumps(about | planned, indent=1))
     if len(records) < len(schedule):
         # Who shares a batch moves logits by a rounding error: an unfinished chunk is sampled again whole.
         records = records[: len(records) // chunk * chunk]
@@ -253,6 +260,8 @@ def _sample(model, tokenizer, problems, sandbox, settings, rollouts, about, dire
 
 def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     """Settings and records of a run for each feedback, turn limit and temperature that the flags ask for."""
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device is {args.device}, but there is no GPU that torch can use")
     if min(args.rollouts, *args.turn_limits) < 1:
         raise ValueError(
             f"--rollouts {args.rollouts} and --turn_limits {args.turn_limits} must be at least 1"
@@ -263,24 +272,35 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     sure = {measure.startswith("1@") or measure == "pass@1" for measure in args.report}
     temperatures = args.temperature or [0.2 if one else 1.0 for one in sorted(sure, reverse=True)]
     tokenizer = load_tokenizer(args.model, args.chat_template, args.gguf_file)
+    split, cut = load_problems(args.problems, args.split), args.public_tests or sys.maxsize
     model = load_model(args.model, args.device, args.dtype, args.attention, args.gguf_file)
     weights = 0  # a checksum: old rollouts must not pass for those of a retrained model
     for parameter in model.parameters():
         weights = zlib.crc32(parameter.detach().cpu().flatten().view(torch.uint8).numpy(), weights)
     context, rows = min(args.context, model.config.max_position_embeddings), args.batch_rows
     new = args.max_new_tokens or context // 8
-    split, cut = load_problems(args.problems, args.split), args.public_tests or sys.maxsize
     problems = [
         replace(p, public_tests=p.public_tests[:cut], private_tests=p.public_tests[cut:] + p.private_tests)
         for p in split[: args.limit_problems or None]
     ]
+    places = fitting(problems, tokenizer, RolloutSettings(3, new, context, examples=args.examples))
+    if len(places) < len(problems):
+        told = f"{len(problems) - len(places)} of {len(problems)} problems have a longer prompt than context "
+        raise ValueError(
+            f"{told}{context} less max_new_tokens {new}: give more of the one or less of the other"
+        )
+    tests = zlib.crc32(repr((problems, read_examples(args.examples))).encode())  # as of the weights
     flags = ("model", "problems", "split", "limit_problems", "public_tests", "chat_template", "seed")
     variants, runs = list(product(args.feedback, args.turn_limits, temperatures)), {}
     with Sandbox() as sandbox:
         for feedback, limit, temperature in variants:
             how = limit, new, context, temperature, args.top_p, feedback, rows, args.examples
             settings = RolloutSettings(*how)
-            about = {flag: getattr(args, flag) for flag in flags} | {"weights": weights} | asdict(settings)
+            about = (
+                {flag: getattr(args, flag) for flag in flags}
+                | {"weights": weights, "tests": tests}
+                | asdict(settings)
+            )
             name = f"{feedback}-{limit}-{temperature}"
             place = Path(args.output) / (name if len(variants) > 1 else "")
             count = samples // limit
@@ -341,6 +361,7 @@ def table(rows: dict[str, dict]) -> str:
 
 
 def main() -> None:
+    """The command line: sample runs, or read those to be compared; print and write what they show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("--model", default="runs/toy/best", help="Hugging Face directory or hub name")
@@ -369,6 +390,11 @@ def main() -> None:
     args = parser.parse_args()
     args.report = args.report or [f"1@{max(args.turn_limits)}"]
     runs = {name: read_run(Path(name)) for name in args.compare} if args.compare else sample_runs(args)
+    if args.compare and len(runs) < len(args.compare):
+        raise ValueError(f"--compare names a run twice: {' '.join(args.compare)}")
+    for name, (about, records) in runs.items():
+        if len(records) < about.get("episodes", 0):
+            raise ValueError(f"{name} has {len(records)} of {about['episodes']} rollouts: finish it first")
     summaries, rows = compare(runs, args.report)
     for name, summary in summaries.items():
         groups = {group or "all": {"solved": f"{share:.3f}"} for group, share in summary["by_group"].items()}
@@ -381,8 +407,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence("evaluate.py"):
         main()
-    except (ValueError, OSError) as error:
-        print(f"evaluate.py: {str(error).partition(chr(10))[0]}", file=sys.stderr)
-        sys.exit(2)

@@ -13,7 +13,6 @@ here, not sampled ids, and so are encoded anew. Cut responses are left out: they
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 import distributed
 import ppo
+from data import one_sentence
 from distributed import as_forward, rank, ranks
 from evaluate import read_run
 from rollout import Episode, Turn, observation_ids, prompt_ids
@@ -71,6 +71,7 @@ def fine_tune(policy, episodes: Sequence[Episode], args: argparse.Namespace) -> 
 
 
 def main() -> None:
+    """The command line: read the rollouts, train on those that are solved, write the model."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -89,6 +90,11 @@ def main() -> None:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--seed", type=int, default=0)
     args = parser.parse_args()
+    if min(args.epochs, args.minibatch_episodes) < 1:
+        raise ValueError(
+            f"--epochs {args.epochs} and --minibatch_episodes {args.minibatch_episodes} must be at least 1"
+        )
+    distributed.check_replaceable(Path(args.output))
     _, records = read_run(Path(args.episodes))
     dialogs = [
         entry["dialog"] for entry in records if entry["solved"] and not entry["turns"][-1]["truncated"]
@@ -116,8 +122,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence("sft.py"):
         main()
-    except (ValueError, OSError) as error:
-        print(f"sft.py: {str(error).partition(chr(10))[0]}", file=sys.stderr)
-        sys.exit(2)

@@ -41,7 +41,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import data
 from data import Problem, feedback_message, first_message
-from distributed import replace_whole
+from distributed import check_replaceable, replace_whole
 from sandbox import IoTest, Limits, TestResult, Verdict, candidate_traceback, outputs_match
 
 CHAT_TEMPLATE = (
@@ -320,6 +320,7 @@ def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600,
     """
     if (directory / "config.json").exists():
         return directory
+    check_replaceable(directory)
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
     draw = random.Random(seed)
@@ -363,7 +364,8 @@ def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600,
         answers = words & spoken[:, :-1] & (ids[:, 1:] != user)  # (B, T-1)
         if reads and step > 50:
             answers &= (ids == assistant).cumsum(1)[:, :-1] > 1  # (B, T-1) not the guess: it would be noise
-        losses = F.cross_entropy(model(ids[:, :-1]).logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        logits = model(ids[:, :-1]).logits  # (B, T-1, V)
+        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")  # (B, T-1)
         loss = losses[answers].mean()
         if reads:
             loss += 0.3 * losses[words].mean()  # what tests say of programs: far fewer dialogs are needed
@@ -381,6 +383,7 @@ def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600,
 
 
 if __name__ == "__main__":
-    for message in warm_start_dialog(random.Random(0)):
-        print(f"[{message['role']}]\n{message['content']}\n")
-    print(ensure_base(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/toy-base")))
+    with data.one_sentence("toy.py"):
+        for message in warm_start_dialog(random.Random(0)):
+            print(f"[{message['role']}]\n{message['content']}\n")
+        print(ensure_base(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/toy-base")))

@@ -1,7 +1,7 @@
 """RLEF: train a language model to use execution feedback, with PPO.
 
 Paper: Gehring et al., "Grounding Code LLMs in Execution Feedback with Reinforcement Learning", arXiv
-2410.02089. `train` below is the algorithm, from top to bottom: rollouts, log-probs and values, rewards and
+2410.02089. `_train` below is the algorithm, from top to bottom: rollouts, log-probs and values, rewards and
 advantages, updates, evaluation.
 
     python train.py                                     # the offline toy world, on a laptop's CPU
@@ -22,7 +22,8 @@ A run's directory holds `config.json`, `metrics.jsonl` (one object an iteration)
 episode now and then), `best/` (a Hugging Face directory: the best policy on the valid split), `checkpoints/`,
 in the end `result.json` and, with matplotlib, `curves.png`; the nodes of a run share it. All chance in an
 iteration is a function of seed and iteration, so a run that was stopped goes on as if it had not been.
-SIGTERM and Ctrl-C stop it where nothing is lost, before or after an iteration's updates.
+SIGTERM and Ctrl-C stop it where nothing is lost, before or after an iteration's updates; torchrun kills what
+has not ended 30 seconds later, so give it `--shutdown_timeout 3600` where an iteration takes longer.
 """
 
 import argparse
@@ -45,11 +46,11 @@ import distributed
 import plots
 import ppo
 import toy
-from data import Problem, load_problems
+from data import Problem, load_problems, one_sentence, select
 from distributed import as_forward, for_sampling, gather, load_model, rank, ranks
 from evaluate import record, summarise, table
 from plan import GIB, report
-from rollout import Episode, RolloutSettings, rollout, show
+from rollout import FEEDBACK, Episode, RolloutSettings, fitting, rollout, show
 from sandbox import Sandbox
 from value_head import ValueModel
 
@@ -185,6 +186,24 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
             raise ValueError(f"{given['resume']} was started with {'; '.join(wrong)}")
         given = stored | given | {"output": given["resume"]}
     config = replace(Config(), **given)
+    may_be_0 = ("limit_problems", "rollout_ranks", "seed", "iterations")
+    for entry in fields(Config):
+        value, least = getattr(config, entry.name), int(entry.name not in may_be_0)
+        if entry.type is int and value < least:
+            raise ValueError(f"{entry.name} is {value}, but must be at least {least}")
+    if config.temperature <= 0:
+        raise ValueError(f"temperature is {config.temperature}, but training needs one above 0")
+    if config.feedback not in FEEDBACK:
+        raise ValueError(f"feedback is {config.feedback!r}, but must be one of {', '.join(FEEDBACK)}")
+    if not isinstance(getattr(torch, config.dtype, None), torch.dtype):
+        raise ValueError(f"dtype is {config.dtype!r}, which torch does not know")
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {config.device}, but there is no GPU that torch can use")
+    if not config.model and (config.plan or config.problems != "toy"):
+        raise ValueError(
+            f"{'a plan needs' if config.plan else config.problems + ' needs'} a --model: the toy world's own "
+            "knows only the toy's problems"
+        )
     if config.batch_episodes % config.minibatch_episodes:
         raise ValueError(
             f"batch_episodes {config.batch_episodes} is not a multiple of "
@@ -303,6 +322,7 @@ def update(policy, critic, optimisers, schedules, episodes, targets: list[Target
             raise FloatingPointError(f"rank {rank()}: the losses are {loss.item()} and {error.item()}")
     sums = dict(zip(sums, distributed.total([*sums.values()]), strict=True))
     sums["ratio_worst"] = max(gather([worst]))
+    sums["learning_rate"] = optimisers[0].param_groups[0]["lr"]
     networks = {"policy": policy, "value": critic}
     for (name, network), optimiser, schedule in zip(networks.items(), optimisers, schedules, strict=True):
         sums[f"{name}_gradient"] = distributed.clip_gradients(network, config.max_gradient_norm)
@@ -426,27 +446,25 @@ def sample_apart(policy, batch_of: Callable, first: int, ahead: list[Episode], c
 
 
 def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable[[], bool]) -> dict | None:
+    """RLEF, on a rank that has joined the others; arguments and result as of `train`."""
     began = time.perf_counter()
     if sandbox.layers_off and rank() == 0:
         print(f"sandbox: {sandbox.layers_off}", file=sys.stderr)
     learners = ranks() - config.rollout_ranks
-    if learners < 1 or config.minibatch_episodes % learners:
+    if learners < 1:
+        raise ValueError(f"rollout_ranks {config.rollout_ranks} leaves no rank of {ranks()} to train")
+    if config.minibatch_episodes % learners:
         raise ValueError(
             f"minibatch_episodes {config.minibatch_episodes} does not divide by {learners} ranks that train"
         )
     run = Path(config.output)
     saved = distributed.checkpoints(run / "checkpoints")
-    if saved and not config.resume and not (run / "result.json").exists():
-        raise ValueError(f"{run} is unfinished: go on with --resume {run}, or give another --output")
-
-    def split(name: str) -> Sequence[Problem]:
-        problems = load_problems(config.problems, name) if name else []
-        return problems[: config.limit_problems] if config.limit_problems else problems
-
-    training, valid, test = split(config.train_split), split(config.valid_split), split(config.test_split)
+    if not config.resume and (saved or (run / "result.json").exists()):
+        raise ValueError(f"{run} holds a run: go on with --resume {run}, or give another --output")
     if not config.model:
         config = replace(config, model=str(run.parent / "toy-base"))
         if rank() == 0:
+            run.mkdir(parents=True, exist_ok=True)  # before the work: it may be refused
             toy.ensure_base(Path(config.model), seed=0)
         distributed.barrier()
     tokenizer = distributed.load_tokenizer(config.model, config.chat_template, config.gguf_file)
@@ -455,6 +473,28 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
     sampling = RolloutSettings(**shared)
     colder = {"temperature": config.evaluation_temperature, "top_p": config.evaluation_top_p}
     judging = replace(sampling, feedback="true", **colder)
+
+    def split(name: str) -> Sequence[Problem]:
+        problems = load_problems(config.problems, name) if name else []
+        problems = problems[: config.limit_problems] if config.limit_problems else problems
+        places = fitting(problems, tokenizer, sampling)
+        if len(places) == len(problems):
+            return problems
+        told = f"{len(problems) - len(places)} of {len(problems)} {name} problems have a longer prompt than "
+        told += f"context {config.context} less max_new_tokens {config.max_new_tokens}"
+        if not places:
+            raise ValueError(told)
+        if rank() == 0:
+            print(f"left out: {told}", file=sys.stderr)
+        return select(problems, places)
+
+    training, valid, test = split(config.train_split), split(config.valid_split), split(config.test_split)
+    if test and len(test) < 2:
+        raise ValueError(
+            "the table before and after needs two test problems, for random feedback comes from another"
+        )
+    if rank() == 0:
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     loading = {name: getattr(config, name) for name in ("device", "dtype", "attention", "cpu_offload")}
     source = {"model": config.model, "gguf_file": config.gguf_file}
@@ -492,9 +532,9 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
     seconds: dict[str, float] = progress.setdefault("seconds", {"start": time.perf_counter() - began})
     if rank() == 0:
         if not config.resume:
-            shutil.rmtree(run / "checkpoints", ignore_errors=True)
-            (run / "result.json").unlink(missing_ok=True)
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)  # only what was not finished
+            (run / "checkpoints").mkdir()
+        (run / "result.json").unlink(missing_ok=True)
         (run / "config.json").write_text(json.dumps(asdict(config) | {"resume": ""}, indent=1))
         for name in ("metrics.jsonl", "dialogs.txt"):
             append(run / name, "")
@@ -551,8 +591,8 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         clock.append(time.perf_counter())
         entry = {"iteration": iteration + 1} | rollout_statistics(episodes, config.turn_limit) | statistics
         entry |= {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
+        entry["ratio_worst"] = max(u["ratio_worst"] for u in updates)
         entry["first_ratio_worst"] = updates[0]["ratio_worst"]
-        entry["learning_rate"] = schedules[0].get_last_lr()[0]
         if valid and (last or (iteration + 1) % config.evaluate_every == 0):
             schedule = list(valid) * config.evaluation_rollouts
             judged = sample(policy, tokenizer, schedule, valid, sandbox, judging, config, config.seed)
@@ -592,7 +632,7 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         if rank() == 0:
             print(f"stopped after iteration {progress['iteration']}: go on with --resume {run}")
         return None
-    if not valid:
+    if not valid or progress["best"] < 0:
         distributed.export(policy, tokenizer, run / "best", config.dtype)
     before, after = progress["before"], None
     if test:
@@ -618,6 +658,7 @@ def heed_signals() -> Callable[[], bool]:
     def note(number: int, _frame: object) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
+        os.write(2, b"\nstopping as soon as nothing is lost by it; once more to stop now\n")
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)
@@ -625,13 +666,10 @@ def heed_signals() -> Callable[[], bool]:
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence("train.py"):
         config = parse_config()
         if config.plan:
             text, fits = report(config, config.ranks, config.gpu_gib * GIB)
             print(text)
             sys.exit(0 if fits else 2)
         train(config, heed_signals())
-    except (ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -21,7 +21,17 @@ from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import toy
-from distributed import checkpoints, divide, export, for_sampling, joined, load_model, load_tokenizer, rank
+from distributed import (
+    check_replaceable,
+    checkpoints,
+    divide,
+    export,
+    for_sampling,
+    joined,
+    load_model,
+    load_tokenizer,
+    rank,
+)
 from rollout import RolloutSettings, rollout
 from sandbox import Sandbox
 from train import Config, heed_signals, train
@@ -233,7 +243,7 @@ def overlapping(config, tmp_path_factory) -> Config:
 
 
 def test_somebody_must_be_left_to_train(config, tmp_path):
-    with pytest.raises(ValueError, match="minibatch_episodes 8 does not divide by 0 ranks that train"):
+    with pytest.raises(ValueError, match="rollout_ranks 1 leaves no rank of 1 to train"):
         train(replace(config, output=str(tmp_path / "run"), rollout_ranks=1))
 
 
@@ -351,6 +361,17 @@ def test_the_export_of_sharded_weights_is_a_hugging_face_directory(config, tmp_p
 def train_with_bad_weights(config: Config, output: Path) -> None:
     os.dup2(os.open(output / "stderr.txt", os.O_CREAT | os.O_WRONLY), 2)
     train(config)
+
+
+def test_only_a_model_may_be_replaced_by_a_model(tmp_path):
+    check_replaceable(tmp_path / "new" / "model")
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "model.safetensors").touch()
+    check_replaceable(tmp_path)
+    with pytest.raises(ValueError, match="holds something that is no model"):
+        check_replaceable(tmp_path.parent)
+    with pytest.raises(OSError):
+        check_replaceable(tmp_path / "model.safetensors" / "x")
 
 
 def test_a_loss_that_is_not_finite_names_step_rank_and_last_good_checkpoint(config, tmp_path):

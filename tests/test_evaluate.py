@@ -335,6 +335,30 @@ def test_settings_that_disagree_with_the_file_are_refused_by_name(tmp_path, monk
     assert "seed" not in str(refused.value)
 
 
+def test_settings_of_a_call_that_sampled_nothing_bind_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "rollout", fake_rollout)
+    (tmp_path / "episodes.jsonl").write_text("")
+    (tmp_path / "settings.json").write_text(json.dumps(ABOUT | {"temperature": 1.0}))
+    assert len(sample_into(tmp_path, 2)[0]) == 6
+
+
+def test_an_unfinished_run_a_run_twice_and_what_is_no_run_are_not_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "rollout", fake_rollout)
+    sample_into(tmp_path / "part", 4)
+    text = (tmp_path / "part" / "episodes.jsonl").read_text()
+    (tmp_path / "part" / "episodes.jsonl").write_text(text[: text.index('"index": 6') + 30])
+    for flags, told in (
+        (["part"], "has 6 of 12 rollouts"),
+        (["part", "part"], "names a run twice"),
+        (["none"], "is no run of evaluate.py"),
+    ):
+        monkeypatch.setattr(
+            "sys.argv", ["evaluate.py", "--compare", *(str(tmp_path / name) for name in flags)]
+        )
+        with pytest.raises(ValueError, match=told):
+            evaluate.main()
+
+
 def test_bad_input_ends_with_one_sentence_before_the_model_is_read(monkeypatch):
     def no_model(*_):
         raise AssertionError("the model was read")

@@ -180,6 +180,25 @@ def test_the_same_seed_gives_the_same_run(tmp_path, monkeypatch, tokenizer):
     assert {"config.json", "metrics.jsonl", "dialogs.txt", "best", "result.json"} <= files
 
 
+def test_a_run_is_never_written_over(tmp_path, monkeypatch, tokenizer):
+    small_run(tmp_path, monkeypatch, tokenizer, valid_split="", test_split="")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="holds a run: go on with --resume .*, or give another --output"):
+        small_run(tmp_path, monkeypatch, tokenizer, valid_split="", test_split="")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_problems_with_prompts_that_do_not_fit_are_left_out_and_counted(
+    tmp_path, monkeypatch, tokenizer, capsys
+):
+    long = [replace(p, name=f"long {p.name}", statement="x" * 5000) for p in toy.problems("train")[:2]]
+    monkeypatch.setattr("train.load_problems", lambda source, name: [*long, *toy.problems(name)[:6]])
+    small_run(tmp_path, monkeypatch, tokenizer, valid_split="", test_split="")
+    assert "left out: 2 of 6 train problems have a longer prompt than context" in capsys.readouterr().err
+    assert "long" not in (tmp_path / "run" / "dialogs.txt").read_text()
+
+
 def test_the_saved_policy_is_the_trained_one(tmp_path, monkeypatch, tokenizer, episodes):
     small_run(tmp_path, monkeypatch, tokenizer, valid_split="", test_split="", learning_rate=1e-2)
     base, best = (load_model(str(path)) for path in (tmp_path / "base", tmp_path / "run" / "best"))
@@ -197,7 +216,14 @@ def test_the_saved_policy_is_the_trained_one(tmp_path, monkeypatch, tokenizer, e
             "batch_episodes 10 .* minibatch_episodes 4",
         ),
         (["--microbatch_tokens", "100"], "microbatch_tokens 100 .* context 512"),
-        (["--plan", "--rollout_ranks", "2"], "plan .* rollout_ranks"),
+        (["--preset", "8b", "--plan", "--rollout_ranks", "2"], "plan .* rollout_ranks"),
+        (["--plan"], "plan needs a --model"),
+        (["--problems", "humaneval_plus"], "humaneval_plus needs a --model"),
+        (["--batch_rows", "0"], "batch_rows is 0, but must be at least 1"),
+        (["--limit_problems", "-5"], "limit_problems is -5, but must be at least 0"),
+        (["--temperature", "0"], "temperature is 0.0"),
+        (["--feedback", "ture"], "feedback is 'ture', but must be one of true, random, none"),
+        (["--dtype", "foo"], "dtype is 'foo'"),
     ],
 )
 def test_settings_that_disagree_are_named(flags, named):
