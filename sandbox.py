@@ -88,6 +88,7 @@ LOADED_EARLY = """
 argparse bisect collections copy datetime decimal difflib fractions functools heapq itertools math operator
 pathlib random re statistics string tempfile textwrap typing
 """.split()
+STREAM = io.IOBase.__mro__[1]  # an ordinary class: to ask the abstract one costs a child pages
 NEVER_LOADED_EARLY = "antigravity idlelib lib2to3 site test this tkinter turtle turtledemo".split()
 
 
@@ -351,13 +352,17 @@ def _run_program(program: str | types.CodeType, entry_point: str, calls: socket.
     try:
         threading._shutdown()  # a program ends when its threads have ended
         atexit._run_exitfuncs()
-        # Also what a program writes through: w = open(1, "w"), or its method.
-        others = [getattr(value, "__self__", value) for value in vars(module).values()]
-        others = [value for value in others if isinstance(value, io.IOBase)]
-        for stream in (sys.stdout, sys.stderr, out, *others):
-            with contextlib.suppress(ValueError):  # closed, or detached by what was flushed before it
+        streams = [sys.stdout, sys.stderr, out]
+        for value in vars(module).values():  # a program may write through its own: w = open(1, "w").write
+            owner = getattr(value, "__self__", value)
+            if isinstance(owner, STREAM):
+                streams.append(owner)
+        for stream in streams:
+            try:
                 if stream is not None:
                     stream.flush()
+            except ValueError:  # closed, or detached by what was flushed before it
+                pass
     except BaseException:
         exit_code = exit_code or 1
     return exit_code & 255
