@@ -182,13 +182,18 @@ def outputs_match(got: str, expected: str) -> bool:
 # ---- messages ----------------------------------------------------------------------------------------------
 
 
-def _send(channel: socket.socket, message: dict, descriptors: Sequence[int] = ()) -> None:
-    """Send a message; descriptors go with it and are closed here."""
+def _send(
+    channel: socket.socket, message: dict, descriptors: Sequence[int] = (), behind: Sequence[memoryview] = ()
+) -> None:
+    """Send a message and what stands `behind` it; descriptors go with it and are closed here."""
     data = json.dumps(message).encode()
-    data = struct.pack("!Q", len(data)) + data
+    parts = [struct.pack("!Q", len(data)) + data, *behind]
     try:
-        sent = socket.send_fds(channel, [data], list(descriptors))
-        channel.sendall(memoryview(data)[sent:])
+        sent = socket.send_fds(channel, parts, list(descriptors))  # all at once: the other side wakes once
+        for part in parts:
+            if sent < len(part):
+                channel.sendall(memoryview(part)[sent:])
+            sent = max(0, sent - len(part))
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -898,19 +903,6 @@ def _one_test(
         _libc.setfsuid(jail.user)  # whoever may open /dev/stdout must own the pipe
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
     _libc.setfsuid(os.getuid())
-    began = time.perf_counter()
-    pid = _fork()
-    if pid == 0:
-        _live(jail, message, given, (out_end, err_end), code)
-    os.close(out_end)
-    os.close(err_end)
-    exited = os.pidfd_open(pid)
-    poller = select.poll()
-    for descriptor in (out, err, exited):
-        poller.register(descriptor, select.POLLIN)
-    for descriptor in (channel.fileno(), *calls * (message["kind"] == "assert")):
-        poller.register(descriptor, select.POLLRDHUP)  # the caller or the judge has gone
-    deadline, next_look = began + message["seconds"], began + WATCH_SECONDS
     lengths, peak, ended, at_deadline = {out: 0, err: 0}, 0, "", "time"
 
     def capture(descriptor: int) -> int:
@@ -919,6 +911,21 @@ def _one_test(
         lengths[descriptor] += count
         return count
 
+    # Before the fork, after which each page that is touched is copied.
+    poller = select.poll()
+    for descriptor in (out, err):
+        poller.register(descriptor, select.POLLIN)
+    for descriptor in (channel.fileno(), *calls * (message["kind"] == "assert")):
+        poller.register(descriptor, select.POLLRDHUP)  # the caller or the judge has gone
+    began = time.perf_counter()
+    deadline, next_look = began + message["seconds"], began + WATCH_SECONDS
+    pid = _fork()
+    if pid == 0:
+        _live(jail, message, given, (out_end, err_end), code)
+    os.close(out_end)
+    os.close(err_end)
+    exited = os.pidfd_open(pid)
+    poller.register(exited, select.POLLIN)
     while not ended:
         pause = min(next_look, deadline) - time.perf_counter()
         ready = {number for number, _ in poller.poll(max(0.0, pause) * 1000 + 0.5)}
@@ -1028,9 +1035,8 @@ def _serve(channel: socket.socket, jail: _Jail, code: types.CodeType | None = No
             _send(channel, {})
         else:
             report = _one_test(channel, jail, message, given, code)
-            _send(channel, report)
-            for buffer, name in zip(jail.buffers, ("out", "err"), strict=True):
-                channel.sendall(memoryview(buffer)[: report[name]])
+            pairs = zip(jail.buffers, (report["out"], report["err"]), strict=True)
+            _send(channel, report, behind=[memoryview(buffer)[:length] for buffer, length in pairs])
         for descriptor in given:
             os.close(descriptor)
 
@@ -1186,7 +1192,10 @@ class Sandbox:
 
     def run(self, jobs: Sequence[Job]) -> list[list[TestResult]]:
         """Run jobs on all workers; the results in order."""
-        return [future.result() for future in [self.submit(job) for job in jobs]]
+        futures = [self.submit(job) for job in jobs]
+        return [future.result() for future in reversed(futures)][
+            ::-1
+        ]  # the last first: to wake once is enough
 
     def close(self) -> None:
         """Finish what is queued and stop the servers."""
