@@ -27,12 +27,12 @@ killed: by one signal to the pid namespace, in a zygote by walks over /proc.
 
 Not covered: holes in the kernel; memory-safety bugs of CPython's compiler, which reads a program with many
 tests in its zygote, held by the namespaces alone; without a control group, what a tree allocates in 50 ms
-and what waits in the queues of its sockets, up to 26 MB a process; what the time that others take tells. A
-program may read all that is installed. Programs that hang side by side share the cores (`overcommit`): ten
-that compute hold up those beside them by up to twice their limit on two cores, and one that is honest but
-slow may time out there. To put slow ones behind the others would make that worse. Where layers are off,
-more: an ordinary user whose kernel refuses user namespaces *and* Landlock lends a program all that he may
-read and write.
+and what waits in the queues of its sockets, up to 26 MB a process; what the time that others take tells,
+and process numbers, which count on from test to test. A program may read all that is installed. Programs
+that hang side by side share the cores (`overcommit`): ten that compute hold up those beside them by up to
+twice their limit on two cores, and one that is honest but slow may time out there. To put slow ones behind
+the others would make that worse. Where layers are off, more: an ordinary user whose kernel refuses user
+namespaces *and* Landlock lends a program all that he may read and write.
 
 Honest programs notice: 64 threads or processes and 128 open files at most, no shared memory without a file
 (nor what multiprocessing makes of it), no chmod. In assert tests arguments and results are copies, of
