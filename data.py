@@ -318,7 +318,7 @@ class Problems(Sequence):
 
     def __getitem__(self, place: int | slice) -> "Problem | Problems":
         if isinstance(place, slice):
-            return Problems(self.rows.select(range(*place.indices(len(self)))))
+            return self.select(range(*place.indices(len(self))))
         return _problem(self.rows[place], f"row {place}")
 
     def select(self, places: Sequence[int]) -> "Problems":

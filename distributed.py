@@ -24,6 +24,7 @@ import json
 import os
 import pickle
 import shutil
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -75,6 +76,12 @@ def rank() -> int:
 def ranks() -> int:
     """How many processes share this one's work."""
     return dist.get_world_size(_team) if dist.is_initialized() else 1
+
+
+def check_device(device: str) -> None:
+    """Raises: ValueError, one sentence, if it is a GPU and there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {device}, but there is no GPU that torch can use")
 
 
 @contextlib.contextmanager
@@ -396,9 +403,8 @@ def take_weights(policy: FSDPModule) -> bool:
     """Wait for the trained policy and copy it into this one, which has that `dtype`; False if none comes."""
     more = broadcast(None, 0)
     for parameter in policy.parameters() if more else ():
-        whole = torch.empty(
-            parameter.shape, dtype=parameter.dtype, device=parameter.device
-        )  # as the policy's
+        # Of the shape of the whole parameter.
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
         dist.broadcast(whole, 0)
         mine = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.detach().to_local().copy_(mine.to_local())
@@ -421,10 +427,8 @@ def check_replaceable(directory: Path) -> None:
     Raises: ValueError or OSError, one sentence.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    beside = directory.with_name(directory.name + ".partial")
-    if not beside.exists():
-        beside.mkdir()  # it only has to be possible
-        beside.rmdir()
+    beside = directory.with_name(directory.name + ".")
+    tempfile.TemporaryDirectory(prefix=beside.name, dir=beside.parent).cleanup()  # each rank makes its own
     if directory.exists() and any(directory.iterdir()) and not any(directory.glob("*.safetensors")):
         raise ValueError(
             f"{directory} holds something that is no model, and would be lost: give another place"

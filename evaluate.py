@@ -34,8 +34,8 @@ from tqdm import tqdm
 
 import plots
 from data import first_message, load_problems, one_sentence
-from distributed import load_model, load_tokenizer
-from rollout import Episode, RolloutSettings, fitting, read_examples, rollout
+from distributed import check_device, load_model, load_tokenizer
+from rollout import FEEDBACK, Episode, RolloutSettings, fitting, read_examples, rollout
 from sandbox import Sandbox, Verdict
 
 OUTCOMES = ("no valid code", *(verdict.value for verdict in Verdict if verdict != Verdict.PASSED), "passed")
@@ -260,8 +260,7 @@ def _sample(model, tokenizer, problems, sandbox, settings, rollouts, about, dire
 
 def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     """Settings and records of a run for each feedback, turn limit and temperature that the flags ask for."""
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device is {args.device}, but there is no GPU that torch can use")
+    check_device(args.device)
     if min(args.rollouts, *args.turn_limits) < 1:
         raise ValueError(
             f"--rollouts {args.rollouts} and --turn_limits {args.turn_limits} must be at least 1"
@@ -372,7 +371,7 @@ def main() -> None:
     add("--report", nargs="+", help="such as 1@3 10@100 pass@10 (default: 1@L of the longest turn limit L)")
     add("--rollouts", type=int, default=20, help="a problem, at the longest turn limit; else as many samples")
     add("--turn_limits", type=int, nargs="+", default=[3], help="responses a rollout may have")
-    add("--feedback", nargs="+", default=["true"], choices=["true", "random", "none"])
+    add("--feedback", nargs="+", default=["true"], choices=FEEDBACK)
     add("--temperature", type=float, nargs="+", help="default: the paper's, 0.2 for 1@k and pass@1, else 1.0")
     add("--top_p", type=float, default=0.95)
     add("--max_new_tokens", type=int, default=0, help="of a response (default: an eighth of the context)")

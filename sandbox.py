@@ -902,7 +902,8 @@ def _one_test(
     if jail.user is not None:
         _libc.setfsuid(jail.user)  # whoever may open /dev/stdout must own the pipe
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
-    _libc.setfsuid(os.getuid())
+    if jail.user is not None:
+        _libc.setfsuid(0)  # programs have another user only where we are root
     lengths, peak, ended, at_deadline = {out: 0, err: 0}, 0, "", "time"
 
     def capture(descriptor: int) -> int:
@@ -1193,9 +1194,8 @@ class Sandbox:
     def run(self, jobs: Sequence[Job]) -> list[list[TestResult]]:
         """Run jobs on all workers; the results in order."""
         futures = [self.submit(job) for job in jobs]
-        return [future.result() for future in reversed(futures)][
-            ::-1
-        ]  # the last first: to wake once is enough
+        results = [future.result() for future in reversed(futures)]  # the last first: to wake once is enough
+        return results[::-1]
 
     def close(self) -> None:
         """Finish what is queued and stop the servers."""

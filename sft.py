@@ -94,6 +94,7 @@ def main() -> None:
         raise ValueError(
             f"--epochs {args.epochs} and --minibatch_episodes {args.minibatch_episodes} must be at least 1"
         )
+    distributed.check_device(args.device)
     distributed.check_replaceable(Path(args.output))
     _, records = read_run(Path(args.episodes))
     dialogs = [

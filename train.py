@@ -197,8 +197,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
         raise ValueError(f"feedback is {config.feedback!r}, but must be one of {', '.join(FEEDBACK)}")
     if not isinstance(getattr(torch, config.dtype, None), torch.dtype):
         raise ValueError(f"dtype is {config.dtype!r}, which torch does not know")
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device is {config.device}, but there is no GPU that torch can use")
+    distributed.check_device(config.device)
     if not config.model and (config.plan or config.problems != "toy"):
         raise ValueError(
             f"{'a plan needs' if config.plan else config.problems + ' needs'} a --model: the toy world's own "
@@ -494,6 +493,8 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
             "the table before and after needs two test problems, for random feedback comes from another"
         )
     if rank() == 0:
+        if not config.resume:
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)  # only what was not finished
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     loading = {name: getattr(config, name) for name in ("device", "dtype", "attention", "cpu_offload")}
@@ -531,9 +532,6 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         distributed.restore_checkpoint(newest, trained)
     seconds: dict[str, float] = progress.setdefault("seconds", {"start": time.perf_counter() - began})
     if rank() == 0:
-        if not config.resume:
-            shutil.rmtree(run / "checkpoints", ignore_errors=True)  # only what was not finished
-            (run / "checkpoints").mkdir()
         (run / "result.json").unlink(missing_ok=True)
         (run / "config.json").write_text(json.dumps(asdict(config) | {"resume": ""}, indent=1))
         for name in ("metrics.jsonl", "dialogs.txt"):
