@@ -14,6 +14,9 @@ says no more. Reinforcement learning finds every hole in its grader, so the rule
   process that imported torch), forks a *server* for each worker, and a server forks a child for each test.
   For a program with many tests it first forks a *zygote*, which compiles the program, loads the standard
   modules that it imports at its top, and serves its tests. No state passes from test to test.
+* Slow tests do not keep quick ones waiting: what takes longer than SLOW_SECONDS no longer occupies a worker,
+  and while jobs wait for one, slow tests that compute stand still, for one limit a job at most, which does
+  not count as their time.
 
 Layers hold a child back, each probed when a server starts (`Sandbox.layers`): namespaces of its own (user,
 network, ipc, pid, mount), where all is read-only but a private tmpfs, its home, emptied after each test, and
@@ -28,10 +31,9 @@ killed: by one signal to the pid namespace, in a zygote by walks over /proc.
 Not covered: holes in the kernel; memory-safety bugs of CPython's compiler, which reads a program with many
 tests in its zygote, held by the namespaces alone; without a control group, what a tree allocates in 50 ms
 and what waits in the queues of its sockets, up to 26 MB a process; what the time that others take tells,
-and process numbers, which count on from test to test. A program may read all that is installed. Programs
-that hang side by side share the cores (`overcommit`): ten that compute hold up those beside them by up to
-twice their limit on two cores, and one that is honest but slow may time out there. To put slow ones behind
-the others would make that worse. Where layers are off, more: an ordinary user whose kernel refuses user
+and process numbers, which count on from test to test. A program may read all that is installed. The limit of
+time is one of wall clock, and slow programs share the cores (`overcommit`): one that is honest may time out
+beside many that hang by computing. Where layers are off, more: an ordinary user whose kernel refuses user
 namespaces *and* Landlock lends a program all that he may read and write.
 
 Honest programs notice: 64 threads or processes and 128 open files at most, no shared memory without a file
@@ -41,6 +43,7 @@ plain types: `is` between them is always false, a change deep in an argument rep
 Run alone: `python sandbox.py` prints the layers and runs one program.
 """
 
+import _thread
 import ast
 import atexit
 import builtins
@@ -52,7 +55,6 @@ import json
 import linecache
 import mmap
 import os
-import queue
 import random
 import re
 import resource
@@ -60,18 +62,21 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
-import sysconfig
 import threading
 import time
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NoReturn
+
+if sys.argv[:2] != ["-c", "--keep"]:  # the keeper does without: what it loads makes each of its forks slower
+    import queue
+    import subprocess
+    import sysconfig
+    from concurrent.futures import Future
 
 RPC_BYTES, RPC_DEPTH = 16 << 20, 200  # longest message between judge and program, deepest nesting of a value
 SHOWN, STDOUT_SHOWN = 2000, 1 << 16  # characters of a value or a traceback, and of an output, in a result
@@ -80,13 +85,13 @@ PROCESSES = 64  # and threads of one test
 ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from which on to compile a program once pays
 JUDGE_SECONDS = 5  # that a judge may take beyond the program's limit
 MOST_TIMEOUTS = 3  # of a job: a program that hangs in a hundred tests must not hold a worker for all of them
-SLOW_SECONDS = 0.05  # a test that takes longer no longer counts as one of the busy workers
+SLOW_SECONDS = 0.02  # a test that takes longer makes room for others
 WATCH_SECONDS = 0.05  # how often the memory of a process tree is looked at
-# What contests' programs and command lines import most, where it is Python code: each library of C that is
-# mapped makes each fork slower.
-LOADED_EARLY = """
-argparse bisect collections copy datetime decimal difflib fractions functools heapq itertools math operator
-pathlib random re statistics string tempfile textwrap typing
+# What most contests' programs import is there before they are forked. Modules that are rarer, or that bring
+# libraries of C, each of which makes every fork slower, are there for programs that name them.
+LOADED_EARLY = "bisect collections copy functools heapq itertools math random re string typing".split()
+LOADED_WHERE_NAMED = """
+argparse datetime decimal difflib fractions logging pathlib queue statistics subprocess tempfile textwrap
 """.split()
 STREAM = io.IOBase.__mro__[1]  # an ordinary class: to ask the abstract one costs a child pages
 NEVER_LOADED_EARLY = "antigravity idlelib lib2to3 site test this tkinter turtle turtledemo".split()
@@ -107,7 +112,7 @@ class Verdict(StrEnum):
 class Limits:
     """Limits of one test (the paper's defaults: 10 s of wall clock, 1 GB)."""
 
-    seconds: float = 10.0  # wall clock
+    seconds: float = 10.0  # wall clock, while the test does not stand still
     memory_bytes: int = 1 << 30  # of the whole process tree
     output_bytes: int = 1 << 20  # standard output and error together
 
@@ -355,7 +360,8 @@ def _run_program(program: str | types.CodeType, entry_point: str, calls: socket.
         exit_code = 1
         sys.stderr.write(candidate_traceback(error))
     try:
-        threading._shutdown()  # a program ends when its threads have ended
+        if _thread._count():
+            threading._shutdown()  # a program ends when its threads have ended
         atexit._run_exitfuncs()
         streams = [sys.stdout, sys.stderr, out]
         for value in vars(module).values():  # a program may write through its own: w = open(1, "w").write
@@ -699,6 +705,7 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
         finally:
             os.setresuid(0, 0, 0)
             os.setresgid(0, 0, 0)
+        os.setgroups([])
         jail.user = candidate
 
     def seccomp() -> None:
@@ -739,6 +746,7 @@ def _isolate(home: str, readable: Sequence[str]) -> _Jail:
         if jail.on("private file system"):
             # Then the server has no use for what it closes: children inherit it.
             _system(_libc.prctl(PR_SET_SECCOMP, 2, ctypes.byref(jail.rules), 0, 0))
+    os.chdir(home)
     _libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # else a program of the same user could write our memory
     return jail
 
@@ -754,7 +762,6 @@ def _enter_child(jail: _Jail, message: dict, descriptors: Sequence[int]) -> None
         os.dup2(source, target)  # the keeper keeps 0 to 7 taken: no source is overwritten before its turn
     os.closerange(len(descriptors), 1 << 20)
     _sigprocmask(signal.SIG_SETMASK, NO_SIGNALS, None)
-    os.chdir(jail.home)
     for what, most in (
         (resource.RLIMIT_AS, message["memory"] + FILE_BYTES),  # the interpreter's own share
         # None at all where it would fill the disk.
@@ -769,7 +776,6 @@ def _enter_child(jail: _Jail, message: dict, descriptors: Sequence[int]) -> None
     _, most = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (64 << 20 if most < 0 else min(64 << 20, most), most))
     if jail.user is not None:
-        os.setgroups([])
         os.setresgid(jail.user, jail.user, jail.user)
         os.setresuid(jail.user, jail.user, jail.user)
     _system(_capset(*NO_CAPABILITIES))  # no capabilities, whoever we are
@@ -815,6 +821,11 @@ def _tree_bytes(jail: _Jail, limit: int) -> int:
 
     total = sum(map(resident, tree))
     return total if total <= limit else sum(map(proportional, tree))
+
+
+def _computes(jail: _Jail) -> bool:
+    """Whether a process of the tree runs: what sleeps takes nothing from other tests."""
+    return any(b") R" in _about(jail, process, "stat") for process in _tree(jail))
 
 
 def _kill_tree(jail: _Jail) -> None:
@@ -916,9 +927,10 @@ def _one_test(
     poller = select.poll()
     for descriptor in (out, err):
         poller.register(descriptor, select.POLLIN)
-    for descriptor in (channel.fileno(), *calls * (message["kind"] == "assert")):
-        poller.register(descriptor, select.POLLRDHUP)  # the caller or the judge has gone
-    began = time.perf_counter()
+    poller.register(channel, select.POLLIN)
+    for descriptor in calls * (message["kind"] == "assert"):
+        poller.register(descriptor, select.POLLRDHUP)  # the judge has gone
+    began, held_since = time.perf_counter(), 0.0
     deadline, next_look = began + message["seconds"], began + WATCH_SECONDS
     pid = _fork()
     if pid == 0:
@@ -928,7 +940,7 @@ def _one_test(
     exited = os.pidfd_open(pid)
     poller.register(exited, select.POLLIN)
     while not ended:
-        pause = min(next_look, deadline) - time.perf_counter()
+        pause = (next_look if held_since else min(next_look, deadline)) - time.perf_counter()
         ready = {number for number, _ in poller.poll(max(0.0, pause) * 1000 + 0.5)}
         now = time.perf_counter()
         for descriptor in ready.intersection((out, err)):
@@ -939,8 +951,18 @@ def _one_test(
         elif exited in ready:
             break
         elif channel.fileno() in ready:
-            ended = "gone"
-        elif now >= deadline:
+            try:
+                order, _ = _receive(channel)
+            except EOFError:  # the caller has gone
+                ended = "gone"
+                break
+            hold = order["kind"] == "hold" and _computes(jail)
+            with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                os.killpg(pid, signal.SIGSTOP if hold else signal.SIGCONT)
+            if held_since:  # what it stood still does not count
+                began, deadline = began + now - held_since, deadline + now - held_since
+            held_since = now if hold else 0.0
+        elif now >= deadline and not held_since:
             ended = at_deadline
         elif calls and calls[0] in ready:  # nothing is left to wait for but what the program has printed
             poller.unregister(calls[0])
@@ -1034,7 +1056,7 @@ def _serve(channel: socket.socket, jail: _Jail, code: types.CodeType | None = No
             if jail.group is not None:
                 jail.kernel_kills = _kernel_kills(jail)  # the zygote has told those that were its own
             _send(channel, {})
-        else:
+        elif message["kind"] not in ("hold", "go"):  # these came too late for the test that they were about
             report = _one_test(channel, jail, message, given, code)
             pairs = zip(jail.buffers, (report["out"], report["err"]), strict=True)
             _send(channel, report, behind=[memoryview(buffer)[:length] for buffer, length in pairs])
@@ -1056,8 +1078,11 @@ def _look_like_a_program_s() -> None:
     sys.argv = ["solution.py"]
 
 
-def _keep(channel: socket.socket, site_packages: list[str]) -> None:
+def _keep() -> None:
     """The keeper's life: load what programs need, and fork a server for each channel that it is sent."""
+    channel, site_packages = socket.socket(fileno=int(sys.argv[2])), sys.argv[3:-1]
+    sys.path.remove(sys.argv[-1])  # no program shall import what lies beside this file
+    del sys.modules[__name__]
     os.setsid()
     # Ctrl-C is for the caller, whose end is ours. Blocked, not ignored: children need only an empty mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
@@ -1080,7 +1105,7 @@ def _keep(channel: socket.socket, site_packages: list[str]) -> None:
     servers = []
     try:
         while True:
-            _, (descriptor,) = _receive(channel, most=1)
+            request, (descriptor,) = _receive(channel, most=1)
             home = f"{homes}/{time.time_ns()}"
             os.mkdir(home)
             os.chmod(home, 0o777)
@@ -1088,6 +1113,10 @@ def _keep(channel: socket.socket, site_packages: list[str]) -> None:
             if servers[-1] == 0:
                 try:
                     channel.close()
+                    for name in request["modules"]:
+                        __import__(name)
+                    gc.collect()
+                    gc.freeze()
                     jail = _isolate(home, readable)
                     os.environ |= {"HOME": home, "TMPDIR": home}
                     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -1117,9 +1146,10 @@ def _keep(channel: socket.socket, site_packages: list[str]) -> None:
 class _Server:
     """Our end of a server's channel."""
 
-    def __init__(self, keeper: socket.socket) -> None:
+    def __init__(self, sandbox: "Sandbox", modules: Sequence[str]) -> None:
         self.channel, theirs = socket.socketpair()
-        _send(keeper, {}, [theirs.detach()])
+        with sandbox._lock:
+            _send(sandbox._keeper, {"modules": modules}, [theirs.detach()])
         hello, _ = _receive(self.channel)
         self.layers, self.pid = hello["layers"], hello["pid"]
 
@@ -1156,8 +1186,11 @@ class Sandbox:
         """
         self._keeper, theirs = socket.socketpair()
         paths = sysconfig.get_paths()
-        command = [sys.executable, "-PsS", os.path.abspath(__file__), "--keep", str(theirs.fileno())]
-        command += {paths["purelib"], paths["platlib"]}
+        # A module, not a script, is compiled once for good: a compiler would leave each fork its memory.
+        directory, module = os.path.split(os.path.splitext(os.path.abspath(__file__))[0])
+        keep = f"import sys; sys.path.append(sys.argv[-1]); import {module}; {module}._keep()"
+        command = [sys.executable, "-PsS", "-c", keep, "--keep", str(theirs.fileno())]
+        command += [*{paths["purelib"], paths["platlib"]}, directory]
         environment = {
             "PATH": "/usr/bin:/bin",
             "LANG": "C.UTF-8",
@@ -1171,10 +1204,11 @@ class Sandbox:
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, **silent)
         theirs.close()
         self._workers = workers or len(os.sched_getaffinity(0))
-        self._most = self._workers * (1 + overcommit)
+        self._overcommit = self._workers * overcommit
+        self._slow = 0  # how many jobs at work do not count
         self._lock, self._free = threading.Lock(), threading.Semaphore(self._workers)
         self._jobs: queue.SimpleQueue[tuple[Job, Future] | None] = queue.SimpleQueue()
-        first = _Server(self._keeper)
+        first = _Server(self, [])
         self.layers: dict[str, str] = first.layers
         self._threads: list[threading.Thread] = []
         for server in [first, *[None] * (self._workers - 1)]:
@@ -1200,7 +1234,7 @@ class Sandbox:
     def close(self) -> None:
         """Finish what is queued and stop the servers."""
         with self._lock:
-            self._most = 0  # no more threads
+            self._overcommit = -self._workers  # no more threads
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -1220,11 +1254,13 @@ class Sandbox:
 
 
 class _Worker:
-    """Takes jobs from the queue, one after the other; has a server for programs and one for judges."""
+    """Takes jobs from the queue, one after the other."""
 
     def __init__(self, sandbox: Sandbox, server: _Server | None) -> None:
-        self.sandbox, self.server, self.judge = sandbox, server, None
+        self.sandbox = sandbox
+        self.servers = {"programs": server} if server else {}  # for what -> server
         self.counted = False  # as one of the busy workers
+        self.may_stand = 0.0  # seconds that the tests of this job may yet be held back
 
     def work(self) -> None:
         """The worker's life, in a thread of its own."""
@@ -1238,19 +1274,28 @@ class _Worker:
                     future.set_result(self.results(job))
                 except BaseException as error:
                     future.set_exception(error)
+            with self.sandbox._lock:
+                self.sandbox._slow -= not self.counted
             if self.counted:
                 self.sandbox._free.release()
             if entry is None:
                 break
-        for ended in filter(None, (self.server, self.judge)):
-            ended.channel.close()
+        for server in self.servers.values():
+            server.channel.close()
+
+    def server(self, purpose: str, modules: Sequence[str] = ()) -> _Server:
+        """This worker's server for a purpose, started when it is first needed."""
+        if purpose not in self.servers:
+            self.servers[purpose] = _Server(self.sandbox, modules)
+        return self.servers[purpose]
 
     def is_slow(self) -> None:
         """Let another worker take a job beside this one's."""
         if not self.counted:
             return
         with self.sandbox._lock:
-            if len(self.sandbox._threads) < self.sandbox._most:
+            self.sandbox._slow += 1
+            if len(self.sandbox._threads) < self.sandbox._workers + self.sandbox._overcommit:
                 self.sandbox._start_worker()
         self.counted = False
         self.sandbox._free.release()
@@ -1258,14 +1303,10 @@ class _Worker:
     def results(self, job: Job) -> list[TestResult]:
         """Run a job's tests."""
         results: list[TestResult] = []
-        stuck = 0
+        stuck, self.may_stand = 0, job.limits.seconds
         while len(results) < len(job.tests):
             if stuck == MOST_TIMEOUTS:
                 return results + [NOT_RUN] * (len(job.tests) - len(results))
-            with self.sandbox._lock:
-                self.server = self.server or _Server(self.sandbox._keeper)
-                if job.entry_point:
-                    self.judge = self.judge or _Server(self.sandbox._keeper)
             try:
                 for result in self.results_from(job, len(results)):
                     results.append(result)
@@ -1277,9 +1318,9 @@ class _Worker:
             except (OSError, EOFError):  # a server is ill: go on with new ones
                 stuck += 1
                 results.append(TestResult(Verdict.EXCEPTION, traceback="the program's server was lost"))
-                for ill in filter(None, (self.server, self.judge)):
+                for ill in self.servers.values():
                     ill.kill()
-                self.server = self.judge = None
+                self.servers = {}
         return results
 
     def results_from(self, job: Job, first: int) -> Iterator[TestResult]:
@@ -1287,15 +1328,20 @@ class _Worker:
         tests, limits = job.tests[first:], job.limits
         about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "output": limits.output_bytes}
         about |= {"entry_point": job.entry_point}
-        costly = "import" in job.program or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
+        imports = " ".join(re.findall(r"^\s*(?:import|from) .*$", job.program, re.MULTILINE))
+        if set(re.findall(r"\w+", imports)).isdisjoint(LOADED_WHERE_NAMED):
+            server = self.server("programs").channel
+        else:
+            server = self.server("programs that import more", LOADED_WHERE_NAMED).channel
+        costly = imports or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
         if not costly or len(tests) < ZYGOTE_TESTS:
             for test in tests:
-                yield self.result(job, test, about, self.server.channel, [_memory_file(job.program)])
+                yield self.result(job, test, about, server, [_memory_file(job.program)])
             return
         channel, theirs = socket.socketpair()
         try:
             given = [theirs.detach(), _memory_file(job.program)]
-            _send(self.server.channel, about | {"kind": "zygote"}, given)
+            _send(server, about | {"kind": "zygote"}, given)
             try:
                 ready = self.reply(channel, limits.seconds)
             except TimeoutError:
@@ -1309,8 +1355,8 @@ class _Worker:
                     yield self.result(job, test, about, channel, [])
         finally:  # also where the reader of this generator stops early
             channel.close()
-            _send(self.server.channel, {"kind": "end"})
-            self.reply(self.server.channel, 10.0)
+            _send(server, {"kind": "end"})
+            self.reply(server, 10.0)
 
     def result(
         self, job: Job, test: IoTest | AssertTest, about: dict, channel: socket.socket, program: list[int]
@@ -1320,34 +1366,48 @@ class _Worker:
         patience = job.limits.seconds + 20  # the servers keep the time; this is for one that is itself ill
         if isinstance(test, IoTest):
             _send(channel, about | {"kind": "io"}, [_memory_file(test.input), *program])
-            return _result(test, self.reply(channel, patience), said)
+            return _result(test, self.reply(channel, patience, channel), said)
         ours, theirs = socket.socketpair()
         _send(channel, about | {"kind": "assert"}, [_memory_file(""), *program, theirs.detach()])
         judging = json.dumps({"setup": job.setup, "code": test.code, "entry_point": job.entry_point})
         limits = {
             "kind": "judge",
-            "seconds": job.limits.seconds + JUDGE_SECONDS,
+            "seconds": job.limits.seconds + self.may_stand + JUDGE_SECONDS,
             "memory": 1 << 32,
             "output": 1 << 20,
         }
         given = [_memory_file(""), _memory_file(judging), ours.detach()]
-        _send(self.judge.channel, about | limits, given)
-        spoken = self.reply(self.judge.channel, patience)
+        judge = self.server("judges").channel
+        _send(judge, about | limits, given)
+        spoken = self.reply(judge, patience, channel)
         if spoken["exit_code"] == 0 and not spoken["ended"]:
             said = json.loads(spoken["out"])
         elif spoken["ended"] == "time":  # what it was told kept it busy
             said = {"verdict": Verdict.TIMEOUT.value}
-        return _result(test, self.reply(channel, patience), said)
+        return _result(test, self.reply(channel, patience, channel), said)
 
-    def reply(self, channel: socket.socket, seconds: float) -> dict:
-        """The next reply, with the outputs that follow a report."""
-        deadline = time.monotonic() + seconds
+    def reply(self, channel: socket.socket, seconds: float, program: socket.socket | None = None) -> dict:
+        """The next reply, with the outputs that follow a report.
+
+        A slow test stands still, and so does its clock, while jobs that may be quick wait for a worker: else
+        those that hang by computing would take the cores from them, and those that are honest would lose
+        their time to them. `program`: the channel of the server that holds it then.
+        """
+        deadline, held = time.monotonic() + seconds, False
         poller = select.poll()
         poller.register(channel, select.POLLIN)
         while not poller.poll(1000 * min(SLOW_SECONDS, seconds)):
             self.is_slow()
+            others_wait = not self.sandbox._jobs.empty() and self.sandbox._slow <= self.sandbox._overcommit
+            if program and held != (others_wait and self.may_stand > 0):
+                held = not held
+                _send(program, {"kind": "hold" if held else "go"})
+            if held:
+                self.may_stand, deadline = self.may_stand - SLOW_SECONDS, deadline + SLOW_SECONDS
             if time.monotonic() >= deadline:
                 raise TimeoutError
+        if held:
+            _send(program, {"kind": "go"})
         message, _ = _receive(channel)
         return message | {name: _read(channel, message[name]) for name in ("out", "err") if name in message}
 
@@ -1372,9 +1432,6 @@ def _result(test: IoTest | AssertTest, report: dict, said: dict) -> TestResult:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--keep"]:
-        _keep(socket.socket(fileno=int(sys.argv[2])), sys.argv[3:])
-        sys.exit()
     with Sandbox(workers=1) as executor:
         for layer, state in executor.layers.items():
             print(f"{layer:<22}{state}")
