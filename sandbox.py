@@ -14,9 +14,6 @@ says no more. Reinforcement learning finds every hole in its grader, so the rule
   process that imported torch), forks a *server* for each worker, and a server forks a child for each test.
   For a program with many tests it first forks a *zygote*, which compiles the program, loads the standard
   modules that it imports at its top, and serves its tests. No state passes from test to test.
-* Slow tests do not keep quick ones waiting: what takes longer than SLOW_SECONDS no longer occupies a worker,
-  and while jobs wait for one, slow tests that compute stand still, for one limit a job at most, which does
-  not count as their time.
 
 Layers hold a child back, each probed when a server starts (`Sandbox.layers`): namespaces of its own (user,
 network, ipc, pid, mount), where all is read-only but a private tmpfs, its home, emptied after each test, and
@@ -33,8 +30,10 @@ tests in its zygote, held by the namespaces alone; without a control group, what
 and what waits in the queues of its sockets, up to 26 MB a process; what the time that others take tells,
 and process numbers, which count on from test to test. A program may read all that is installed. The limit of
 time is one of wall clock, and slow programs share the cores (`overcommit`): one that is honest may time out
-beside many that hang by computing. Where layers are off, more: an ordinary user whose kernel refuses user
-namespaces *and* Landlock lends a program all that he may read and write.
+beside many that hang by computing. To stop slow ones, and their clocks, while others wait makes that worse:
+in our trial few of ten that needed a quarter of their limit then passed, for all went on at once. Where
+layers are off, more: an ordinary user whose kernel refuses user namespaces *and* Landlock lends a program all
+that he may read and write.
 
 Honest programs notice: 64 threads or processes and 128 open files at most, no shared memory without a file
 (nor what multiprocessing makes of it), no chmod. In assert tests arguments and results are copies, of
@@ -85,7 +84,7 @@ PROCESSES = 64  # and threads of one test
 ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from which on to compile a program once pays
 JUDGE_SECONDS = 5  # that a judge may take beyond the program's limit
 MOST_TIMEOUTS = 3  # of a job: a program that hangs in a hundred tests must not hold a worker for all of them
-SLOW_SECONDS = 0.02  # a test that takes longer makes room for others
+SLOW_SECONDS = 0.05  # a test that takes longer no longer counts as one of the busy workers
 WATCH_SECONDS = 0.05  # how often the memory of a process tree is looked at
 # What most contests' programs import is there before they are forked. Modules that are rarer, or that bring
 # libraries of C, each of which makes every fork slower, are there for programs that name them.
@@ -112,7 +111,7 @@ class Verdict(StrEnum):
 class Limits:
     """Limits of one test (the paper's defaults: 10 s of wall clock, 1 GB)."""
 
-    seconds: float = 10.0  # wall clock, while the test does not stand still
+    seconds: float = 10.0  # wall clock
     memory_bytes: int = 1 << 30  # of the whole process tree
     output_bytes: int = 1 << 20  # standard output and error together
 
@@ -360,7 +359,7 @@ def _run_program(program: str | types.CodeType, entry_point: str, calls: socket.
         exit_code = 1
         sys.stderr.write(candidate_traceback(error))
     try:
-        if _thread._count():
+        if _thread._count() or threading._threading_atexits:
             threading._shutdown()  # a program ends when its threads have ended
         atexit._run_exitfuncs()
         streams = [sys.stdout, sys.stderr, out]
@@ -823,11 +822,6 @@ def _tree_bytes(jail: _Jail, limit: int) -> int:
     return total if total <= limit else sum(map(proportional, tree))
 
 
-def _computes(jail: _Jail) -> bool:
-    """Whether a process of the tree runs: what sleeps takes nothing from other tests."""
-    return any(b") R" in _about(jail, process, "stat") for process in _tree(jail))
-
-
 def _kill_tree(jail: _Jail) -> None:
     """Kill and reap every process below this one: all orphans have become its children."""
     while True:
@@ -927,10 +921,9 @@ def _one_test(
     poller = select.poll()
     for descriptor in (out, err):
         poller.register(descriptor, select.POLLIN)
-    poller.register(channel, select.POLLIN)
-    for descriptor in calls * (message["kind"] == "assert"):
-        poller.register(descriptor, select.POLLRDHUP)  # the judge has gone
-    began, held_since = time.perf_counter(), 0.0
+    for descriptor in (channel.fileno(), *calls * (message["kind"] == "assert")):
+        poller.register(descriptor, select.POLLRDHUP)  # the caller or the judge has gone
+    began = time.perf_counter()
     deadline, next_look = began + message["seconds"], began + WATCH_SECONDS
     pid = _fork()
     if pid == 0:
@@ -940,7 +933,7 @@ def _one_test(
     exited = os.pidfd_open(pid)
     poller.register(exited, select.POLLIN)
     while not ended:
-        pause = (next_look if held_since else min(next_look, deadline)) - time.perf_counter()
+        pause = min(next_look, deadline) - time.perf_counter()
         ready = {number for number, _ in poller.poll(max(0.0, pause) * 1000 + 0.5)}
         now = time.perf_counter()
         for descriptor in ready.intersection((out, err)):
@@ -951,18 +944,8 @@ def _one_test(
         elif exited in ready:
             break
         elif channel.fileno() in ready:
-            try:
-                order, _ = _receive(channel)
-            except EOFError:  # the caller has gone
-                ended = "gone"
-                break
-            hold = order["kind"] == "hold" and _computes(jail)
-            with contextlib.suppress(ProcessLookupError):  # it may just have ended
-                os.killpg(pid, signal.SIGSTOP if hold else signal.SIGCONT)
-            if held_since:  # what it stood still does not count
-                began, deadline = began + now - held_since, deadline + now - held_since
-            held_since = now if hold else 0.0
-        elif now >= deadline and not held_since:
+            ended = "gone"
+        elif now >= deadline:
             ended = at_deadline
         elif calls and calls[0] in ready:  # nothing is left to wait for but what the program has printed
             poller.unregister(calls[0])
@@ -1056,7 +1039,7 @@ def _serve(channel: socket.socket, jail: _Jail, code: types.CodeType | None = No
             if jail.group is not None:
                 jail.kernel_kills = _kernel_kills(jail)  # the zygote has told those that were its own
             _send(channel, {})
-        elif message["kind"] not in ("hold", "go"):  # these came too late for the test that they were about
+        else:
             report = _one_test(channel, jail, message, given, code)
             pairs = zip(jail.buffers, (report["out"], report["err"]), strict=True)
             _send(channel, report, behind=[memoryview(buffer)[:length] for buffer, length in pairs])
@@ -1081,8 +1064,9 @@ def _look_like_a_program_s() -> None:
 def _keep() -> None:
     """The keeper's life: load what programs need, and fork a server for each channel that it is sent."""
     channel, site_packages = socket.socket(fileno=int(sys.argv[2])), sys.argv[3:-1]
-    sys.path.remove(sys.argv[-1])  # no program shall import what lies beside this file
-    del sys.modules[__name__]
+    sys.path.remove(sys.argv[-1])  # no program shall import what lies beside this file, or know its name
+    del sys.modules[__name__], sys.path_importer_cache[sys.argv[-1]]
+    del sys.modules["__main__"].__dict__[__name__]
     os.setsid()
     # Ctrl-C is for the caller, whose end is ours. Blocked, not ignored: children need only an empty mask.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
@@ -1204,8 +1188,7 @@ class Sandbox:
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, **silent)
         theirs.close()
         self._workers = workers or len(os.sched_getaffinity(0))
-        self._overcommit = self._workers * overcommit
-        self._slow = 0  # how many jobs at work do not count
+        self._most = self._workers * (1 + overcommit)
         self._lock, self._free = threading.Lock(), threading.Semaphore(self._workers)
         self._jobs: queue.SimpleQueue[tuple[Job, Future] | None] = queue.SimpleQueue()
         first = _Server(self, [])
@@ -1234,7 +1217,7 @@ class Sandbox:
     def close(self) -> None:
         """Finish what is queued and stop the servers."""
         with self._lock:
-            self._overcommit = -self._workers  # no more threads
+            self._most = 0  # no more threads
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -1249,8 +1232,9 @@ class Sandbox:
         self.close()
 
     def _start_worker(self, server: _Server | None = None) -> None:
-        self._threads.append(threading.Thread(target=_Worker(self, server).work, daemon=True))
-        self._threads[-1].start()
+        thread = threading.Thread(target=_Worker(self, server).work, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
 
 class _Worker:
@@ -1260,7 +1244,6 @@ class _Worker:
         self.sandbox = sandbox
         self.servers = {"programs": server} if server else {}  # for what -> server
         self.counted = False  # as one of the busy workers
-        self.may_stand = 0.0  # seconds that the tests of this job may yet be held back
 
     def work(self) -> None:
         """The worker's life, in a thread of its own."""
@@ -1268,14 +1251,12 @@ class _Worker:
             self.sandbox._free.acquire()
             self.counted = True
             entry = self.sandbox._jobs.get()
-            if entry is not None:
+            if entry is not None and entry[1].set_running_or_notify_cancel():
                 job, future = entry
                 try:
                     future.set_result(self.results(job))
                 except BaseException as error:
                     future.set_exception(error)
-            with self.sandbox._lock:
-                self.sandbox._slow -= not self.counted
             if self.counted:
                 self.sandbox._free.release()
             if entry is None:
@@ -1294,46 +1275,49 @@ class _Worker:
         if not self.counted:
             return
         with self.sandbox._lock:
-            self.sandbox._slow += 1
-            if len(self.sandbox._threads) < self.sandbox._workers + self.sandbox._overcommit:
-                self.sandbox._start_worker()
+            if len(self.sandbox._threads) < self.sandbox._most:
+                with contextlib.suppress(RuntimeError):  # no more threads for us: go on with those there are
+                    self.sandbox._start_worker()
         self.counted = False
         self.sandbox._free.release()
 
     def results(self, job: Job) -> list[TestResult]:
         """Run a job's tests."""
         results: list[TestResult] = []
-        stuck, self.may_stand = 0, job.limits.seconds
+        stuck = 0
         while len(results) < len(job.tests):
             if stuck == MOST_TIMEOUTS:
                 return results + [NOT_RUN] * (len(job.tests) - len(results))
+            if _imported(job.program).isdisjoint(LOADED_WHERE_NAMED):
+                server = self.server("programs")
+            else:
+                server = self.server("programs that import more", LOADED_WHERE_NAMED)
+            if job.entry_point:
+                self.server("judges")
             try:
-                for result in self.results_from(job, len(results)):
+                for result in self.results_from(job, len(results), server.channel):
                     results.append(result)
                     stuck += result.verdict == Verdict.TIMEOUT
                     if job.stop_at_first_failure and result.verdict != Verdict.PASSED:
                         return results
                     if stuck == MOST_TIMEOUTS:
                         break
-            except (OSError, EOFError):  # a server is ill: go on with new ones
-                stuck += 1
-                results.append(TestResult(Verdict.EXCEPTION, traceback="the program's server was lost"))
+            except BaseException as error:  # what a server may yet say is no answer to another test
                 for ill in self.servers.values():
                     ill.kill()
                 self.servers = {}
+                if not isinstance(error, (OSError, EOFError)):
+                    raise
+                stuck += 1
+                results.append(TestResult(Verdict.EXCEPTION, traceback="the program's server was lost"))
         return results
 
-    def results_from(self, job: Job, first: int) -> Iterator[TestResult]:
+    def results_from(self, job: Job, first: int, server: socket.socket) -> Iterator[TestResult]:
         """The results of the tests from number `first` on, in a zygote where that pays."""
         tests, limits = job.tests[first:], job.limits
         about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "output": limits.output_bytes}
         about |= {"entry_point": job.entry_point}
-        imports = " ".join(re.findall(r"^\s*(?:import|from) .*$", job.program, re.MULTILINE))
-        if set(re.findall(r"\w+", imports)).isdisjoint(LOADED_WHERE_NAMED):
-            server = self.server("programs").channel
-        else:
-            server = self.server("programs that import more", LOADED_WHERE_NAMED).channel
-        costly = imports or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
+        costly = _imported(job.program) or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
         if not costly or len(tests) < ZYGOTE_TESTS:
             for test in tests:
                 yield self.result(job, test, about, server, [_memory_file(job.program)])
@@ -1366,50 +1350,43 @@ class _Worker:
         patience = job.limits.seconds + 20  # the servers keep the time; this is for one that is itself ill
         if isinstance(test, IoTest):
             _send(channel, about | {"kind": "io"}, [_memory_file(test.input), *program])
-            return _result(test, self.reply(channel, patience, channel), said)
+            return _result(test, self.reply(channel, patience), said)
         ours, theirs = socket.socketpair()
         _send(channel, about | {"kind": "assert"}, [_memory_file(""), *program, theirs.detach()])
         judging = json.dumps({"setup": job.setup, "code": test.code, "entry_point": job.entry_point})
         limits = {
             "kind": "judge",
-            "seconds": job.limits.seconds + self.may_stand + JUDGE_SECONDS,
+            "seconds": job.limits.seconds + JUDGE_SECONDS,
             "memory": 1 << 32,
             "output": 1 << 20,
         }
         given = [_memory_file(""), _memory_file(judging), ours.detach()]
-        judge = self.server("judges").channel
+        judge = self.servers["judges"].channel
         _send(judge, about | limits, given)
-        spoken = self.reply(judge, patience, channel)
+        spoken = self.reply(judge, patience)
         if spoken["exit_code"] == 0 and not spoken["ended"]:
             said = json.loads(spoken["out"])
         elif spoken["ended"] == "time":  # what it was told kept it busy
             said = {"verdict": Verdict.TIMEOUT.value}
-        return _result(test, self.reply(channel, patience, channel), said)
+        return _result(test, self.reply(channel, patience), said)
 
-    def reply(self, channel: socket.socket, seconds: float, program: socket.socket | None = None) -> dict:
-        """The next reply, with the outputs that follow a report.
-
-        A slow test stands still, and so does its clock, while jobs that may be quick wait for a worker: else
-        those that hang by computing would take the cores from them, and those that are honest would lose
-        their time to them. `program`: the channel of the server that holds it then.
-        """
-        deadline, held = time.monotonic() + seconds, False
+    def reply(self, channel: socket.socket, seconds: float) -> dict:
+        """The next reply, with the outputs that follow a report."""
+        deadline = time.monotonic() + seconds
         poller = select.poll()
         poller.register(channel, select.POLLIN)
         while not poller.poll(1000 * min(SLOW_SECONDS, seconds)):
             self.is_slow()
-            others_wait = not self.sandbox._jobs.empty() and self.sandbox._slow <= self.sandbox._overcommit
-            if program and held != (others_wait and self.may_stand > 0):
-                held = not held
-                _send(program, {"kind": "hold" if held else "go"})
-            if held:
-                self.may_stand, deadline = self.may_stand - SLOW_SECONDS, deadline + SLOW_SECONDS
             if time.monotonic() >= deadline:
                 raise TimeoutError
-        if held:
-            _send(program, {"kind": "go"})
         message, _ = _receive(channel)
         return message | {name: _read(channel, message[name]) for name in ("out", "err") if name in message}
+
+
+def _imported(program: str) -> set[str]:
+    """The words of a program's lines of imports: among them the modules that it names there."""
+    lines = re.findall(r"^[ \t]*(?:import|from)\b.*", program, re.MULTILINE)
+    return set(re.findall(r"\w+", " ".join(lines)))
 
 
 def _result(test: IoTest | AssertTest, report: dict, said: dict) -> TestResult:

@@ -24,7 +24,7 @@ from sandbox import IoTest, Job, Limits, Sandbox, Verdict  # noqa: E402
 
 WORKERS = len(os.sched_getaffinity(0))
 TRIVIAL = "print(int(input()) + 1)"
-LIMIT = 2.0  # seconds of a program that hangs
+LIMIT = Limits().seconds  # the default, of a program that hangs
 TEN_IMPORTS = "argparse dataclasses difflib enum inspect json logging pathlib tempfile textwrap".split()
 
 
