@@ -1,6 +1,7 @@
 """The sandbox: verdicts of honest and of hostile programs, and nothing left behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -561,6 +562,8 @@ def test_a_dead_keeper_is_no_verdict():
     with pytest.raises(OSError):
         one.run([Job("def f(): return 1", (AssertTest("assert f() == 1"),), entry_point="f")])
     one.close()
+    for home in Path("/tmp").glob(f"sandbox-{one._process.pid}-*"):  # nobody else is left to do so
+        shutil.rmtree(home)
 
 
 def test_rare_modules_are_loaded_for_the_programs_that_name_them(sandbox):
