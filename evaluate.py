@@ -35,7 +35,7 @@ from tqdm import tqdm
 import plots
 from data import first_message, load_problems, one_sentence
 from distributed import check_device, load_model, load_tokenizer
-from rollout import FEEDBACK, Episode, RolloutSettings, fitting, read_examples, rollout
+from rollout import FEEDBACK, Episode, RolloutSettings, fitting, read_examples, rollout, too_long
 from sandbox import Sandbox, Verdict
 
 OUTCOMES = ("no valid code", *(verdict.value for verdict in Verdict if verdict != Verdict.PASSED), "passed")
@@ -273,21 +273,20 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     tokenizer = load_tokenizer(args.model, args.chat_template, args.gguf_file)
     split, cut = load_problems(args.problems, args.split), args.public_tests or sys.maxsize
     model = load_model(args.model, args.device, args.dtype, args.attention, args.gguf_file)
-    weights = 0  # a checksum: old rollouts must not pass for those of a retrained model
-    for parameter in model.parameters():
-        weights = zlib.crc32(parameter.detach().cpu().flatten().view(torch.uint8).numpy(), weights)
     context, rows = min(args.context, model.config.max_position_embeddings), args.batch_rows
     new = args.max_new_tokens or context // 8
     problems = [
         replace(p, public_tests=p.public_tests[:cut], private_tests=p.public_tests[cut:] + p.private_tests)
         for p in split[: args.limit_problems or None]
     ]
-    places = fitting(problems, tokenizer, RolloutSettings(3, new, context, examples=args.examples))
+    asked = RolloutSettings(3, new, context, examples=args.examples)
+    places = fitting(problems, tokenizer, asked)
     if len(places) < len(problems):
-        told = f"{len(problems) - len(places)} of {len(problems)} problems have a longer prompt than context "
-        raise ValueError(
-            f"{told}{context} less max_new_tokens {new}: give more of the one or less of the other"
-        )
+        told = too_long(problems, places, "problems", asked)
+        raise ValueError(f"{told}: give more of the one or less of the other")
+    weights = 0  # a checksum: old rollouts must not pass for those of a retrained model
+    for parameter in model.parameters():
+        weights = zlib.crc32(parameter.detach().cpu().flatten().view(torch.uint8).numpy(), weights)
     tests = zlib.crc32(repr((problems, read_examples(args.examples))).encode())  # as of the weights
     flags = ("model", "problems", "split", "limit_problems", "public_tests", "chat_template", "seed")
     variants, runs = list(product(args.feedback, args.turn_limits, temperatures)), {}

@@ -322,6 +322,13 @@ def fitting(problems: Sequence[Problem], tokenizer, settings: RolloutSettings) -
     return [place for place, message in enumerate(first_messages(problems)) if fits(message)]
 
 
+def too_long(problems: Sequence[Problem], places: Sequence[int], kind: str, settings: RolloutSettings) -> str:
+    """What to say of the problems that are not among the `fitting` places."""
+    count = f"{len(problems) - len(places)} of {len(problems)} {kind}"
+    limits = f"context {settings.context} less max_new_tokens {settings.max_new_tokens}"
+    return f"{count} have a longer prompt than {limits}"
+
+
 @dataclass(eq=False)
 class _Dialog:
     """An episode under way: what is still to be fed to the cache, and the tests that are running."""

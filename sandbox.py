@@ -1284,18 +1284,17 @@ class _Worker:
     def results(self, job: Job) -> list[TestResult]:
         """Run a job's tests."""
         results: list[TestResult] = []
-        stuck = 0
+        stuck, imported, server_for = 0, _imported(job.program), ("programs", ())
+        if not imported.isdisjoint(LOADED_WHERE_NAMED):
+            server_for = ("programs that import more", LOADED_WHERE_NAMED)
         while len(results) < len(job.tests):
             if stuck == MOST_TIMEOUTS:
                 return results + [NOT_RUN] * (len(job.tests) - len(results))
-            if _imported(job.program).isdisjoint(LOADED_WHERE_NAMED):
-                server = self.server("programs")
-            else:
-                server = self.server("programs that import more", LOADED_WHERE_NAMED)
+            server = self.server(*server_for)
             if job.entry_point:
                 self.server("judges")
             try:
-                for result in self.results_from(job, len(results), server.channel):
+                for result in self.results_from(job, len(results), server.channel, bool(imported)):
                     results.append(result)
                     stuck += result.verdict == Verdict.TIMEOUT
                     if job.stop_at_first_failure and result.verdict != Verdict.PASSED:
@@ -1312,12 +1311,14 @@ class _Worker:
                 results.append(TestResult(Verdict.EXCEPTION, traceback="the program's server was lost"))
         return results
 
-    def results_from(self, job: Job, first: int, server: socket.socket) -> Iterator[TestResult]:
+    def results_from(
+        self, job: Job, first: int, server: socket.socket, imports: bool
+    ) -> Iterator[TestResult]:
         """The results of the tests from number `first` on, in a zygote where that pays."""
         tests, limits = job.tests[first:], job.limits
         about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "output": limits.output_bytes}
         about |= {"entry_point": job.entry_point}
-        costly = _imported(job.program) or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
+        costly = imports or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
         if not costly or len(tests) < ZYGOTE_TESTS:
             for test in tests:
                 yield self.result(job, test, about, server, [_memory_file(job.program)])

@@ -50,7 +50,7 @@ from data import Problem, load_problems, one_sentence, select
 from distributed import as_forward, for_sampling, gather, load_model, rank, ranks
 from evaluate import record, summarise, table
 from plan import GIB, report
-from rollout import FEEDBACK, Episode, RolloutSettings, fitting, rollout, show
+from rollout import FEEDBACK, Episode, RolloutSettings, fitting, rollout, show, too_long
 from sandbox import Sandbox
 from value_head import ValueModel
 
@@ -479,8 +479,7 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         places = fitting(problems, tokenizer, sampling)
         if len(places) == len(problems):
             return problems
-        told = f"{len(problems) - len(places)} of {len(problems)} {name} problems have a longer prompt than "
-        told += f"context {config.context} less max_new_tokens {config.max_new_tokens}"
+        told = too_long(problems, places, f"{name} problems", sampling)
         if not places:
             raise ValueError(told)
         if rank() == 0:
