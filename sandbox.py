@@ -29,11 +29,11 @@ Not covered: holes in the kernel; memory-safety bugs of CPython's compiler, whic
 tests in its zygote, held by the namespaces alone; without a control group, what a tree allocates in 50 ms
 and what waits in the queues of its sockets, up to 26 MB a process; what the time that others take tells,
 and process numbers, which count on from test to test. A program may read all that is installed. The limit of
-time is one of wall clock, and slow programs share the cores (`overcommit`): one that is honest may time out
-beside many that hang by computing. To stop slow ones, and their clocks, while others wait makes that worse:
-in our trial few of ten that needed a quarter of their limit then passed, for all went on at once. Where
-layers are off, more: an ordinary user whose kernel refuses user namespaces *and* Landlock lends a program all
-that he may read and write.
+time is one of wall clock, and slow programs share the cores (`overcommit`), half of them where quick ones
+wait: one that is honest may time out beside many that hang by computing. To stop slow ones, and their clocks,
+while others wait makes that worse: in our trial few of ten that needed a quarter of their limit then passed,
+for all went on at once. Where layers are off, more: an ordinary user whose kernel refuses user namespaces
+*and* Landlock lends a program all that he may read and write.
 
 Honest programs notice: 64 threads or processes and 128 open files at most, no shared memory without a file
 (nor what multiprocessing makes of it), no chmod. In assert tests arguments and results are copies, of
@@ -1097,6 +1097,7 @@ def _keep() -> None:
             if servers[-1] == 0:
                 try:
                     channel.close()
+                    os.setsid()  # where the kernel shares out cores by session, to each server its part
                     for name in request["modules"]:
                         __import__(name)
                     gc.collect()
@@ -1132,7 +1133,7 @@ class _Server:
 
     def __init__(self, sandbox: "Sandbox", modules: Sequence[str]) -> None:
         self.channel, theirs = socket.socketpair()
-        with sandbox._lock:
+        with sandbox._turn:
             _send(sandbox._keeper, {"modules": modules}, [theirs.detach()])
         hello, _ = _receive(self.channel)
         self.layers, self.pid = hello["layers"], hello["pid"]
@@ -1165,8 +1166,10 @@ class Sandbox:
 
         Args:
             workers: tests that run at once; by default one for each core.
-            overcommit: a test that takes longer than `SLOW_SECONDS` no longer counts, lest programs that hang
-                hold up the others, up to `overcommit` times `workers` of them. They share the cores.
+            overcommit: a test that takes longer than `SLOW_SECONDS` is slow: it no longer counts as one of
+                them, lest programs that hang hold up the others, up to `overcommit` times `workers` of them.
+                All share the cores; so that the quick ones get their part, beside many slow ones more than
+                `workers` of them run: at most 12 tests a worker in all (by default), each with its memory.
         """
         self._keeper, theirs = socket.socketpair()
         paths = sysconfig.get_paths()
@@ -1188,8 +1191,10 @@ class Sandbox:
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, **silent)
         theirs.close()
         self._workers = workers or len(os.sched_getaffinity(0))
-        self._most = self._workers * (1 + overcommit)
-        self._lock, self._free = threading.Lock(), threading.Semaphore(self._workers)
+        self._most_slow, self._open = self._workers * overcommit, True
+        self._quick = self._slow = 0  # tests that run
+        self._more = 0  # quick ones that may run beyond `workers`
+        self._turn = threading.Condition()
         self._jobs: queue.SimpleQueue[tuple[Job, Future] | None] = queue.SimpleQueue()
         first = _Server(self, [])
         self.layers: dict[str, str] = first.layers
@@ -1216,8 +1221,8 @@ class Sandbox:
 
     def close(self) -> None:
         """Finish what is queued and stop the servers."""
-        with self._lock:
-            self._most = 0  # no more threads
+        with self._turn:
+            self._open = False  # no more threads
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -1231,6 +1236,13 @@ class Sandbox:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
+    def _make_room(self) -> None:
+        """Let those go on who wait, and see that there are workers for all places. To be called in turn."""
+        with contextlib.suppress(RuntimeError):  # no more threads for us: go on with those there are
+            while self._open and len(self._threads) < self._workers + self._more + self._slow:
+                self._start_worker()
+        self._turn.notify(2)  # no more places than these come free at once
+
     def _start_worker(self, server: _Server | None = None) -> None:
         thread = threading.Thread(target=_Worker(self, server).work, daemon=True)
         thread.start()
@@ -1243,24 +1255,22 @@ class _Worker:
     def __init__(self, sandbox: Sandbox, server: _Server | None) -> None:
         self.sandbox = sandbox
         self.servers = {"programs": server} if server else {}  # for what -> server
-        self.counted = False  # as one of the busy workers
+        self.slow = False
 
     def work(self) -> None:
         """The worker's life, in a thread of its own."""
         while True:
-            self.sandbox._free.acquire()
-            self.counted = True
             entry = self.sandbox._jobs.get()
-            if entry is not None and entry[1].set_running_or_notify_cancel():
-                job, future = entry
+            if entry is None:
+                break
+            job, future = entry
+            self.starts()
+            if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(self.results(job))
                 except BaseException as error:
                     future.set_exception(error)
-            if self.counted:
-                self.sandbox._free.release()
-            if entry is None:
-                break
+            self.ends()
         for server in self.servers.values():
             server.channel.close()
 
@@ -1270,16 +1280,39 @@ class _Worker:
             self.servers[purpose] = _Server(self.sandbox, modules)
         return self.servers[purpose]
 
+    def starts(self) -> None:
+        """Wait for a place among the quick ones."""
+        sandbox = self.sandbox
+        with sandbox._turn:
+            sandbox._turn.wait_for(lambda: sandbox._quick < sandbox._workers + sandbox._more)
+            sandbox._quick += 1
+        self.slow = False
+
     def is_slow(self) -> None:
-        """Let another worker take a job beside this one's."""
-        if not self.counted:
-            return
-        with self.sandbox._lock:
-            if len(self.sandbox._threads) < self.sandbox._most:
-                with contextlib.suppress(RuntimeError):  # no more threads for us: go on with those there are
-                    self.sandbox._start_worker()
-        self.counted = False
-        self.sandbox._free.release()
+        """Leave the place among the quick ones to another worker."""
+        sandbox = self.sandbox
+        with sandbox._turn:
+            if self.slow:
+                return
+            sandbox._more = 0  # else programs that all are slow would be let in ever faster
+            if sandbox._slow < sandbox._most_slow:
+                self.slow = True
+                sandbox._quick, sandbox._slow = sandbox._quick - 1, sandbox._slow + 1
+                sandbox._make_room()
+
+    def ends(self) -> None:
+        """Give up the place. Beside many slow tests each quick one opens one more, by which all quick ones
+        together have half of the cores or a little more, however many hang; each slow one alone has the less.
+        """
+        sandbox = self.sandbox
+        with sandbox._turn:
+            if self.slow:
+                sandbox._slow -= 1
+            else:
+                sandbox._quick -= 1
+                sandbox._more += 1
+            sandbox._more = min(sandbox._more, max(0, sandbox._slow - sandbox._workers) * 3 // 2)
+            sandbox._make_room()
 
     def results(self, job: Job) -> list[TestResult]:
         """Run a job's tests."""

@@ -524,6 +524,47 @@ def test_programs_that_sleep_do_not_hold_up_the_others():
         assert honest.result()[0].verdict == Verdict.PASSED and not sleeping[0].done()
 
 
+def test_quick_programs_get_places_beside_many_slow_ones_and_give_them_back():
+    with Sandbox(workers=1, overcommit=4) as one:
+
+        def started(slow):
+            worker = sandbox_module._Worker(one, None)
+            assert one._quick < one._workers + one._more  # else it would wait for ever
+            worker.starts()
+            if slow:
+                worker.is_slow()
+            return worker
+
+        running = [started(slow=True) for _ in range(3)]
+        assert (one._quick, one._slow, one._more) == (0, 3, 0)
+        for places in (
+            0,
+            1,
+            2,
+            3,
+            3,
+        ):  # each quick one that ends opens one, up to half as many again as are slow
+            assert one._more == places
+            started(slow=False).ends()
+        running.append(started(slow=True))
+        assert (one._quick, one._slow, one._more) == (0, 4, 0)  # what turns slow closes them
+        fifth = started(slow=True)
+        assert (one._quick, one._slow, one._more) == (1, 4, 0)  # no more than these may be slow
+        for worker in [fifth, *running]:
+            worker.ends()
+        assert (one._quick, one._slow, one._more) == (0, 0, 0)
+
+
+def test_each_server_has_a_session_of_its_own():
+    """A kernel that shares out cores by session would else give all servers together one program's part."""
+    with Sandbox(workers=1) as one:
+        servers = [sandbox_module._Server(one, []) for _ in range(2)]
+        sessions = {os.getsid(process) for process in (one._process.pid, *(server.pid for server in servers))}
+        for server in servers:
+            server.channel.close()
+        assert len(sessions) == 3
+
+
 def test_a_long_program_is_looked_through_in_time_that_grows_with_its_length():
     def seconds(program):
         timings = []
