@@ -27,6 +27,7 @@ import itertools
 import json
 import re
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -460,10 +461,16 @@ def load_problems(source: str, split: str) -> Sequence[Problem]:
 
 @contextlib.contextmanager
 def one_sentence(program: str) -> Iterator[None]:
-    """What all programs do with bad input: end with exit code 2 and the error's sentence, no traceback."""
+    """What all programs do with bad input: end with exit code 2 and the error's sentence.
+
+    A bug may raise the same types. Python's development mode (`python -X dev train.py`, or PYTHONDEVMODE=1
+    before torchrun) shows the traceback first.
+    """
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
+        if sys.flags.dev_mode:
+            traceback.print_exc()
         print(f"{program}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
         sys.exit(2)
 

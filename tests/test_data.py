@@ -3,6 +3,8 @@
 import gzip
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -299,6 +301,16 @@ def test_a_bad_file_is_named_in_one_sentence(tmp_path, lines, message):
     with pytest.raises(ValueError, match=message) as error:
         load_problems(str(path), "train")
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_program_tells_bad_input_in_one_sentence_and_in_development_mode_where_it_was_found():
+    program = str(Path(__file__).resolve().parent.parent / "data.py")
+    for mode, begins in ([], "data.py: "), (["-X", "dev", "-W", "ignore"], "Traceback "):
+        command = [sys.executable, *mode, program, "nowhere.jsonl"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        *earlier, last = done.stderr.splitlines()
+        assert done.returncode == 2 and done.stderr.startswith(begins) and bool(earlier) == bool(mode)
+        assert last.startswith("data.py: nowhere.jsonl is neither a problem set")
 
 
 def test_code_contests_with_an_input_but_no_output_are_refused_at_once(tmp_path):
