@@ -72,7 +72,7 @@ from enum import StrEnum
 from typing import NoReturn
 
 if sys.argv[:2] != ["-c", "--keep"]:  # the keeper does without: what it loads makes each of its forks slower
-    import queue
+    import collections
     import subprocess
     import sysconfig
     from concurrent.futures import Future
@@ -1169,7 +1169,8 @@ class Sandbox:
             overcommit: a test that takes longer than `SLOW_SECONDS` is slow: it no longer counts as one of
                 them, lest programs that hang hold up the others, up to `overcommit` times `workers` of them.
                 All share the cores; so that the quick ones get their part, beside many slow ones more than
-                `workers` of them run: at most 12 tests a worker in all (by default), each with its memory.
+                `workers` of them run: at most 12 tests a worker in all (by default), each with its memory;
+                fewer where the limit of open files is low, for each takes up to three.
         """
         self._keeper, theirs = socket.socketpair()
         paths = sysconfig.get_paths()
@@ -1195,7 +1196,8 @@ class Sandbox:
         self._quick = self._slow = 0  # tests that run
         self._more = 0  # quick ones that may run beyond `workers`
         self._turn = threading.Condition()
-        self._jobs: queue.SimpleQueue[tuple[Job, Future] | None] = queue.SimpleQueue()
+        self._jobs: collections.deque[tuple[Job, Future]] = collections.deque()
+        self._most_threads = max(self._workers, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         first = _Server(self, [])
         self.layers: dict[str, str] = first.layers
         self._threads: list[threading.Thread] = []
@@ -1210,7 +1212,9 @@ class Sandbox:
     def submit(self, job: Job) -> "Future[list[TestResult]]":
         """Queue a job; returns at once."""
         future: Future[list[TestResult]] = Future()
-        self._jobs.put((job, future))
+        with self._turn:
+            self._jobs.append((job, future))
+            self._turn.notify()
         return future
 
     def run(self, jobs: Sequence[Job]) -> list[list[TestResult]]:
@@ -1223,8 +1227,7 @@ class Sandbox:
         """Finish what is queued and stop the servers."""
         with self._turn:
             self._open = False  # no more threads
-        for _ in self._threads:
-            self._jobs.put(None)
+            self._turn.notify_all()
         for thread in self._threads:
             thread.join()
         self._keeper.close()
@@ -1239,9 +1242,11 @@ class Sandbox:
     def _make_room(self) -> None:
         """Let those go on who wait, and see that there are workers for all places. To be called in turn."""
         with contextlib.suppress(RuntimeError):  # no more threads for us: go on with those there are
-            while self._open and len(self._threads) < self._workers + self._more + self._slow:
+            places = min(self._workers + self._more + self._slow, self._most_threads)
+            while self._open and len(self._threads) < places:
                 self._start_worker()
-        self._turn.notify(2)  # no more places than these come free at once
+        # A quick test that ends leaves its place and opens one; when all is over, all shall see it.
+        self._turn.notify(2 if self._open else len(self._threads))
 
     def _start_worker(self, server: _Server | None = None) -> None:
         thread = threading.Thread(target=_Worker(self, server).work, daemon=True)
@@ -1259,18 +1264,16 @@ class _Worker:
 
     def work(self) -> None:
         """The worker's life, in a thread of its own."""
-        while True:
-            entry = self.sandbox._jobs.get()
-            if entry is None:
-                break
+        while entry := self.next_job():
             job, future = entry
-            self.starts()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(self.results(job))
-                except BaseException as error:
-                    future.set_exception(error)
-            self.ends()
+            try:
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(self.results(job))
+                    except BaseException as error:
+                        future.set_exception(error)
+            finally:
+                self.ends()
         for server in self.servers.values():
             server.channel.close()
 
@@ -1280,20 +1283,31 @@ class _Worker:
             self.servers[purpose] = _Server(self.sandbox, modules)
         return self.servers[purpose]
 
-    def starts(self) -> None:
-        """Wait for a place among the quick ones."""
+    def next_job(self) -> "tuple[Job, Future] | None":
+        """Wait for a job and a place among the quick ones; nothing once the sandbox is closed.
+
+        The job is taken when there is a place, lest one that waits is overtaken by those behind it.
+        """
         sandbox = self.sandbox
+
+        def may_go_on() -> bool:
+            place = sandbox._quick < sandbox._workers + sandbox._more
+            return place if sandbox._jobs else not sandbox._open
+
         with sandbox._turn:
-            sandbox._turn.wait_for(lambda: sandbox._quick < sandbox._workers + sandbox._more)
+            sandbox._turn.wait_for(may_go_on)
+            if not sandbox._jobs:
+                return None
             sandbox._quick += 1
-        self.slow = False
+            self.slow = False
+            return sandbox._jobs.popleft()
 
     def is_slow(self) -> None:
         """Leave the place among the quick ones to another worker."""
         sandbox = self.sandbox
+        if self.slow:
+            return
         with sandbox._turn:
-            if self.slow:
-                return
             sandbox._more = 0  # else programs that all are slow would be let in ever faster
             if sandbox._slow < sandbox._most_slow:
                 self.slow = True
