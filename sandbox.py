@@ -1268,10 +1268,9 @@ class _Worker:
             job, future = entry
             try:
                 if future.set_running_or_notify_cancel():
-                    try:
-                        future.set_result(self.results(job))
-                    except BaseException as error:
-                        future.set_exception(error)
+                    future.set_result(self.results(job))
+            except BaseException as error:
+                future.set_exception(error)
             finally:
                 self.ends()
         for server in self.servers.values():

@@ -537,13 +537,8 @@ def test_quick_programs_get_places_beside_many_slow_ones_and_give_them_back():
 
         running = [started(slow=True) for _ in range(3)]
         assert (one._quick, one._slow, one._more) == (0, 3, 0)
-        for places in (
-            0,
-            1,
-            2,
-            3,
-            3,
-        ):  # each quick one that ends opens one, up to 1.5 for each slow one but one
+        # Each quick one that ends opens one, up to 1.5 for each slow one beyond the workers.
+        for places in (0, 1, 2, 3, 3):
             assert one._more == places
             started(slow=False).ends()
         running.append(started(slow=True))
