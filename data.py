@@ -21,13 +21,11 @@ CodeContests' own columns are of this kind: its tests are {"input": [...], "outp
 """
 
 import ast
-import contextlib
 import hashlib
 import itertools
 import json
 import re
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +37,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from asserts import read_row
+from distributed import friendly_errors
+from formats.evalplus import read_row
 from sandbox import NOT_RUN, AssertTest, IoTest, Job, Limits, TestResult, Verdict
 
 # ---- the words of the prompts: every sentence on a line of its own, every field between lines --------------
@@ -459,24 +458,8 @@ def load_problems(source: str, split: str) -> Sequence[Problem]:
     return problems
 
 
-@contextlib.contextmanager
-def one_sentence(program: str) -> Iterator[None]:
-    """What all programs do with bad input: end with exit code 2 and the error's sentence.
-
-    A bug may raise the same types. Python's development mode (`python -X dev train.py`, or PYTHONDEVMODE=1
-    before torchrun) shows the traceback first.
-    """
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        if sys.flags.dev_mode:
-            traceback.print_exc()
-        print(f"{program}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    with one_sentence("data.py"):
+    with friendly_errors("data.py"):
         problem_set = load_problems(*(sys.argv[1:] or ["toy"])[:1], *(sys.argv[2:] or ["test"])[:1])
         count = sum(len(p.public_tests) + len(p.private_tests) for p in problem_set)
         print(f"{len(problem_set)} problems, {count} tests\n\n{first_message(problem_set[0])}")

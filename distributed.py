@@ -11,8 +11,8 @@ and train.py's arithmetic is that of one process. Losses are divided by global c
 *summed* over the ranks (FSDP2 would average). Every rank must make the same number of passes: they wait for
 each other in each.
 
-With `divide` some ranks only sample, while the others train: two *teams*, each of which shares its work as
-above. All that they tell each other is weights, once a batch, and episodes.
+With `split_teams` some ranks only sample, while the others train: two *teams*, each of which shares its work
+as above. All that they tell each other is weights, once a batch, and episodes.
 
 On one process in one number type nothing is sharded, and models are what `from_pretrained` gives.
 Not here: tensor parallelism, mixtures of experts when sharded (their checkpoints have other names).
@@ -24,8 +24,10 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -63,6 +65,23 @@ HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 # Long because ranks wait for each other's rollouts; it is not what notices a failure.
 TIMEOUT = timedelta(hours=4)
 
+
+@contextlib.contextmanager
+def friendly_errors(program: str) -> Iterator[None]:
+    """What all programs do with bad input: end with exit code 2 and the error's sentence.
+
+    A bug may raise the same types. Python's development mode (`python -X dev train.py`, or PYTHONDEVMODE=1
+    before torchrun) shows the traceback first.
+    """
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        if sys.flags.dev_mode:
+            traceback.print_exc()
+        print(f"{program}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        sys.exit(2)
+
+
 # ---- ranks -------------------------------------------------------------------------------------------------
 
 _team: dist.ProcessGroup | None = None  # the ranks that share this rank's work; None: all
@@ -85,7 +104,7 @@ def check_device(device: str) -> None:
 
 
 @contextlib.contextmanager
-def joined(device: str, alone: bool = True) -> Iterator[str]:
+def process_group(device: str, alone: bool = True) -> Iterator[str]:
     """Join the ranks that torchrun has started, if it has; yields this rank's own device.
 
     An exception on one rank ends all of them within seconds, whatever they compute or wait for. Without
@@ -133,7 +152,7 @@ def _end_with_the_first() -> None:
             os._exit(1)
 
 
-def divide(last: int) -> bool:
+def split_teams(last: int) -> bool:
     """Make the last ranks a team of their own, and the others too; is this one of the last?
 
     From here on `rank`, `ranks` and all that ranks do together mean the own team.

@@ -8,8 +8,8 @@
 Paper: n@k in section 3.1, behaviour in figures 3 and 4. A sample is one response: a rollout with turn limit
 L counts as L, and n@k draws floor(k / L) rollouts. A run's directory has `episodes.jsonl` (a *record* a line;
 all measures are pure functions of records), `settings.json` (what was sampled), `summary.json` and, with
-matplotlib, the pictures of `plots.py`. A second call goes on where the first stopped, to the same result: a
-rollout's noise depends on (seed, index) alone.
+matplotlib, the pictures of `tools/plots.py`. A second call goes on where the first stopped, to the same
+result: a rollout's noise depends on (seed, index) alone.
 
 Differs: standard errors are bootstrapped over problems; random feedback comes from the same split's problems.
 Not here: several devices.
@@ -32,11 +32,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import plots
-from data import first_message, load_problems, one_sentence
-from distributed import check_device, load_model, load_tokenizer
+from data import first_message, load_problems
+from distributed import check_device, friendly_errors, load_model, load_tokenizer
 from rollout import FEEDBACK, Episode, RolloutSettings, fitting, read_examples, rollout, too_long
 from sandbox import Sandbox, Verdict
+from tools import plots
 
 OUTCOMES = ("no valid code", *(verdict.value for verdict in Verdict if verdict != Verdict.PASSED), "passed")
 # What the paper reports, in percent (tables 1 to 3 and 4b), a column a (problem set, split, measure): three
@@ -405,5 +405,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence("evaluate.py"):
+    with friendly_errors("evaluate.py"):
         main()

@@ -53,9 +53,8 @@ from data import (
     first_messages,
     load_problems,
     make_job,
-    one_sentence,
 )
-from distributed import load_model, load_tokenizer
+from distributed import friendly_errors, load_model, load_tokenizer
 from sandbox import Sandbox, TestResult, Verdict
 
 FENCE = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)```", re.DOTALL | re.MULTILINE)  # language, content
@@ -527,7 +526,7 @@ if __name__ == "__main__":
     parser.add_argument("model", help="a Hugging Face directory or hub name")
     parser.add_argument("problems", nargs="?", default="toy", help="a problem set or file (default: toy)")
     arguments = parser.parse_args()
-    with one_sentence("rollout.py"), Sandbox() as executor:
+    with friendly_errors("rollout.py"), Sandbox() as executor:
         chat, language_model = load_tokenizer(arguments.model), load_model(arguments.model, dtype="auto")
         first = list(load_problems(arguments.problems, "test")[:1])
         print(show(chat, rollout(language_model, chat, first, executor, RolloutSettings(), seed=0)[0]))

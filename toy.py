@@ -41,7 +41,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import data
 from data import Problem, feedback_message, first_message
-from distributed import check_replaceable, replace_whole
+from distributed import check_replaceable, friendly_errors, replace_whole
 from sandbox import IoTest, Limits, TestResult, Verdict, candidate_traceback, outputs_match
 
 CHAT_TEMPLATE = (
@@ -383,7 +383,7 @@ def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600,
 
 
 if __name__ == "__main__":
-    with data.one_sentence("toy.py"):
+    with friendly_errors("toy.py"):
         for message in warm_start_dialog(random.Random(0)):
             print(f"[{message['role']}]\n{message['content']}\n")
         print(ensure_base(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/toy-base")))

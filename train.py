@@ -43,15 +43,15 @@ import torch
 from tqdm import tqdm
 
 import distributed
-import plots
 import ppo
 import toy
-from data import Problem, load_problems, one_sentence, select
-from distributed import as_forward, for_sampling, gather, load_model, rank, ranks
+from data import Problem, load_problems, select
+from distributed import as_forward, for_sampling, friendly_errors, gather, load_model, rank, ranks
 from evaluate import record, summarise, table
-from plan import GIB, report
 from rollout import FEEDBACK, Episode, RolloutSettings, fitting, rollout, show, too_long
 from sandbox import Sandbox
+from tools import plots
+from tools.plan import GIB, report
 from value_head import ValueModel
 
 
@@ -421,7 +421,7 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
     state_dtype = config.dtype if config.bf16_state else "float32"
     alone = state_dtype == config.dtype and not config.cpu_offload
     workers = distributed.sandbox_workers()
-    with Sandbox(workers) as sandbox, distributed.joined(config.device, alone) as device:
+    with Sandbox(workers) as sandbox, distributed.process_group(config.device, alone) as device:
         return _train(replace(config, device=device), state_dtype, sandbox, stopped)
 
 
@@ -509,7 +509,7 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
         drawn, at = draw_problems(training, iteration, config), iteration * config.batch_episodes
         return sample(policy, tokenizer, drawn, training, sandbox, sampling, config, config.seed + 1, at)
 
-    if distributed.divide(config.rollout_ranks):
+    if distributed.split_teams(config.rollout_ranks):
         return sample_apart(load_model(**source, **loading), batch_of, first, ahead, config)
     training_too = {"gradient_checkpointing": config.gradient_checkpointing, "state_dtype": state_dtype}
     policy = load_model(**source, **loading, **training_too)
@@ -648,7 +648,7 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
     return result
 
 
-def heed_signals() -> Callable[[], bool]:
+def install_signal_handlers() -> Callable[[], bool]:
     """From now on SIGTERM and Ctrl-C only make the result true; a second one ends the process at once."""
     received: list[int] = []
 
@@ -663,10 +663,10 @@ def heed_signals() -> Callable[[], bool]:
 
 
 if __name__ == "__main__":
-    with one_sentence("train.py"):
+    with friendly_errors("train.py"):
         config = parse_config()
         if config.plan:
             text, fits = report(config, config.ranks, config.gpu_gib * GIB)
             print(text)
             sys.exit(0 if fits else 2)
-        train(config, heed_signals())
+        train(config, install_signal_handlers())

@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import plots  # noqa: E402
 from evaluate import problem_scores, read_run, summarise, write_whole  # noqa: E402
+from tools import plots  # noqa: E402
 
 RUNS, RESULTS = ROOT / "runs" / "ablations", ROOT / "benchmarks" / "ablations"
 BASE, OWN, EXAMPLES = RUNS / "toy-base", RUNS / "own", RUNS / "examples.json"
@@ -111,7 +111,7 @@ def train_and_evaluate(condition: str, seed: int) -> None:
             call("train.py", *TRAINING, *same, *flags)
     if condition == "SFT" and not model.exists():
         rate = ["--learning_rate", "5e-4", "--seed", seed]
-        call("sft.py", "--model", BASE, "--episodes", OWN, *rate, "--output", model)
+        call("-m", "tools.sft", "--model", BASE, "--episodes", OWN, *rate, "--output", model)
     model = BASE if condition in ("start", "few-shot") else model
     shots = FEW_SHOT if condition.startswith("few-shot") else []
     same = ["--model", model, "--seed", seed]

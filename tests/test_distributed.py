@@ -24,17 +24,17 @@ import toy
 from distributed import (
     check_replaceable,
     checkpoints,
-    divide,
     export,
     for_sampling,
-    joined,
     load_model,
     load_tokenizer,
+    process_group,
     rank,
+    split_teams,
 )
 from rollout import RolloutSettings, rollout
 from sandbox import Sandbox
-from train import Config, heed_signals, train
+from train import Config, install_signal_handlers, train
 
 # Ranks are forked from a server that has imported this module, and made the toy world's problems, once.
 TRAIN, VALID = toy.problems("train"), toy.problems("valid")
@@ -147,7 +147,7 @@ def test_ranks_nodes_and_savings_of_memory_change_neither_metrics_nor_weights(
 
 def sample_long_and_short(model: str, gather_weights: bool, output: Path) -> None:
     """Rank 1 may say ten times as much as the others."""
-    with joined("cpu"), Sandbox(1) as sandbox:
+    with process_group("cpu"), Sandbox(1) as sandbox:
         policy, tokenizer = load_model(model), load_tokenizer(model)
         settings = RolloutSettings(2, 30 if rank() == 1 else 3, 600, temperature=3.0)
         with for_sampling(policy, "cpu", "float32", gather_weights) as sampler:
@@ -191,14 +191,14 @@ def test_a_run_killed_again_and_again_ends_bit_equal_to_one_that_was_not(config,
     assert len(checkpoints(run / "checkpoints")) == config.keep_checkpoints
 
 
-def train_heeding_signals(config: Config) -> None:
-    assert train(config, heed_signals()) is None
+def train_until_a_signal(config: Config) -> None:
+    assert train(config, install_signal_handlers()) is None
 
 
 @pytest.mark.parametrize(("number", "reached"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
 def test_a_signal_saves_and_ends_well_and_nothing_is_lost(config, one, tmp_path, number, reached):
     run = replace(config, output=str(tmp_path / "run"), checkpoint_every=100)
-    (process,) = start_ranks(1, train_heeding_signals, run)
+    (process,) = start_ranks(1, train_until_a_signal, run)
     written = tmp_path / "run" / "metrics.jsonl"
     while process.is_alive() and not (written.exists() and (len(metrics(written.parent)) or not reached)):
         time.sleep(0.001)
@@ -283,9 +283,9 @@ def test_a_killed_run_keeps_the_batch_that_was_sampled_ahead(overlapping, tmp_pa
 
 def fail_on_one_rank(how: str, output: Path) -> None:
     os.dup2(os.open(output / f"{os.environ['RANK']}.txt", os.O_CREAT | os.O_WRONLY), 2)
-    with joined("cpu"):
+    with process_group("cpu"):
         if how == "apart":
-            divide(1)
+            split_teams(1)
         dist.barrier()
         if dist.get_rank() == 1:
             raise RuntimeError("the lamp fell over")
@@ -323,7 +323,7 @@ def write_large_model(directory: Path, tied: bool) -> int:
 
 def logits_and_memory(model: Path, output: Path) -> None:
     ids = torch.arange(8)[None]  # (B, T)
-    with joined("cpu"):
+    with process_group("cpu"):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         network = load_model(str(model))
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -345,7 +345,7 @@ def test_no_rank_ever_holds_the_whole_model_and_its_logits_are_the_same(tmp_path
 
 
 def export_from_ranks(model: str, output: Path) -> None:
-    with joined("cpu"):
+    with process_group("cpu"):
         export(load_model(model), load_tokenizer(model), output, "float32")
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-import plots
 from evaluate import compare
+from tools import plots
 
 
 def run(feedback: str, turn_limit: int, outcomes: list[list[str]]) -> tuple[dict, list[dict]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sandbox as sandbox_module
-from asserts import read_row
+from formats.evalplus import read_row
 from sandbox import (
     NOT_RUN,
     SHOWN,

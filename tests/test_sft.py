@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import make_model
 
 from distributed import load_model, load_tokenizer
-from sft import fine_tune, last_response, main
+from tools.sft import fine_tune, last_response, main
 
 DIALOG = [
     {"role": "user", "content": "Read a word and print another.\n\n"},

@@ -12,11 +12,11 @@ import torch
 from conftest import make_model
 from transformers import LlamaConfig
 
-import plan
 import toy
 from distributed import load_model, load_tokenizer
 from ppo import collate, microbatches, response_logprobs
 from rollout import Episode, RolloutSettings, Turn, rollout
+from tools import plan
 from train import Config, draw_problems, parse_config, prepare, train, update
 from value_head import ValueModel
 

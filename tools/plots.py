@@ -4,7 +4,7 @@ Paper: figure 3 (what becomes of responses, turn by turn, and how much a respons
 figure 4 (turn limits at an equal number of samples). `train.py` and `evaluate.py` call this; nothing here
 computes anything: all numbers are those of `metrics.jsonl` and `summary.json`.
 
-Run alone: `python plots.py RUN`, a directory with either file, draws its pictures anew.
+Run alone: `python -m tools.plots RUN`, a directory with either file, draws its pictures anew.
 """
 
 import json

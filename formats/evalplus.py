@@ -6,7 +6,7 @@ row as code (`test` of the hub's rows), or it is what the canonical solution ret
 with `base_input` and `plus_input`): then the canonical solution runs in the judge's process, never in this
 one. Nothing of a row is executed here; its long lists are not even parsed, which would take seconds.
 
-Run alone: `python asserts.py FILE` prints the base tests of the first row of a .jsonl.gz file.
+Run alone: `python -m formats.evalplus FILE` prints the base tests of the first row of a .jsonl.gz file.
 """
 
 import ast
@@ -209,6 +209,6 @@ def read_row(row: dict) -> dict:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("asserts.py: which .jsonl.gz file of evalplus?")
+        sys.exit("formats.evalplus: which .jsonl.gz file of evalplus?")
     with gzip.open(sys.argv[1], "rt") as file:
         print(*read_row(json.loads(next(file)))["public"], sep="\n")

@@ -6,7 +6,7 @@ them with the usual loss. As in the paper only the *last* response of a dialog i
 are wrong, and stand in the context with their feedback.
 
     python evaluate.py --model BASE --problems toy --split train --temperature 1 --top_p 1 --output runs/own
-    python sft.py --model BASE --episodes runs/own --output runs/sft
+    python -m tools.sft --model BASE --episodes runs/own --output runs/sft
 
 Differs: the paper mines a larger model's rollouts; `--episodes` takes those of any model. Dialogs are text
 here, not sampled ids, and so are encoded anew. Cut responses are left out: they have no end to be learned.
@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 import distributed
 import ppo
-from data import one_sentence
-from distributed import as_forward, rank, ranks
+from distributed import as_forward, friendly_errors, rank, ranks
 from evaluate import read_run
 from rollout import Episode, Turn, observation_ids, prompt_ids
 
@@ -105,7 +104,7 @@ def main() -> None:
             f"{args.episodes} has {len(dialogs)} solved rollouts, fewer than "
             f"--minibatch_episodes {args.minibatch_episodes}"
         )
-    with distributed.joined(args.device, args.dtype == "float32") as args.device:
+    with distributed.process_group(args.device, args.dtype == "float32") as args.device:
         if args.minibatch_episodes % ranks():
             raise ValueError(
                 f"--minibatch_episodes {args.minibatch_episodes} does not divide by {ranks()} ranks"
@@ -123,5 +122,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence("sft.py"):
+    with friendly_errors("sft.py"):
         main()
