@@ -1,34 +1,30 @@
-"""Networks on one process or many: load, shard, gather, save.
+"""A process, and many of them: errors and signals, ranks, loading a model whole or sharded.
 
-Paper: appendix A names 288 and 2,304 GPUs, not how they share the work. Here every GPU runs one process (a
+Paper: appendix A names 288 and 2,304 GPUs, not how they share the work. Here each GPU runs one process (a
 *rank*) of the same program, and FSDP2 cuts each parameter, its gradient and its optimiser state into one
-piece a rank. `fully_shard` wraps every decoder layer, then the rest: a layer's weights are whole only while
-it runs.
+shard a rank. `fully_shard` wraps every decoder layer, then the rest: only the running layer has whole
+weights.
 
-What is split over ranks is the forward and backward passes; what is known to all is the batch itself, for
-tokens are small. So statistics, advantages and the number of tokens in a loss are global by construction,
+The ranks split the forward and backward passes. They do not split the batch: tokens are small, so every rank
+knows all episodes; statistics, advantages and the number of tokens in a loss are those of the whole batch,
 and train.py's arithmetic is that of one process. Losses are divided by global counts and gradients are
-*summed* over the ranks (FSDP2 would average). Every rank must make the same number of passes: they wait for
-each other in each.
+*summed* over the ranks (FSDP2 would average). Every rank makes the same number of forward passes: in each of
+them the ranks wait for each other.
 
-With `split_teams` some ranks only sample, while the others train: two *teams*, each of which shares its work
-as above. All that they tell each other is weights, once a batch, and episodes.
+`split_teams` lets some ranks only sample, while the others train: two *teams*, each of which shares its work
+as above. They send each other only weights and episodes, once an iteration (episodes.py).
 
-On one process in one number type nothing is sharded, and models are what `from_pretrained` gives.
+On one process in one number type nothing is sharded, and models are what `from_pretrained` returns.
 Not here: tensor parallelism, mixtures of experts when sharded (their checkpoints have other names).
 """
 
 import contextlib
 import importlib.util
-import json
 import os
-import pickle
-import shutil
+import signal
 import sys
-import tempfile
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -41,13 +37,6 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -56,22 +45,21 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP on one process: as meant
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-# Long because ranks wait for each other's rollouts; it is not what notices a failure.
+# Long, because ranks wait for each other's rollouts; `process_group` notices a failed rank at once.
 TIMEOUT = timedelta(hours=4)
 
 
 @contextlib.contextmanager
 def friendly_errors(program: str) -> Iterator[None]:
-    """What all programs do with bad input: end with exit code 2 and the error's sentence.
+    """End with exit code 2 and one sentence on bad input, as all our programs do.
 
-    A bug may raise the same types. Python's development mode (`python -X dev train.py`, or PYTHONDEVMODE=1
-    before torchrun) shows the traceback first.
+    A bug may raise the same types: Python's development mode (`python -X dev train.py`, or PYTHONDEVMODE=1
+    before torchrun) also prints the traceback.
     """
     try:
         yield
@@ -82,9 +70,28 @@ def friendly_errors(program: str) -> Iterator[None]:
         sys.exit(2)
 
 
+def install_signal_handlers() -> Callable[[], bool]:
+    """From now on SIGTERM and Ctrl-C only make the result true; a second one ends the process at once."""
+    received: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        os.write(2, b"\nstopping at the next point where no work is lost; press again to stop at once\n")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+    return lambda: bool(received)
+
+
 # ---- ranks -------------------------------------------------------------------------------------------------
 
-_team: dist.ProcessGroup | None = None  # the ranks that share this rank's work; None: all
+_team: dist.ProcessGroup | None = None  # the ranks that share this rank's work; None: all ranks
+
+
+def team() -> dist.ProcessGroup | None:
+    """The process group of this rank's team; None if all ranks are one team, or there is one process."""
+    return _team
 
 
 def rank() -> int:
@@ -105,11 +112,11 @@ def check_device(device: str) -> None:
 
 @contextlib.contextmanager
 def process_group(device: str, alone: bool = True) -> Iterator[str]:
-    """Join the ranks that torchrun has started, if it has; yields this rank's own device.
+    """Join the other ranks, if torchrun has started this process; yields this rank's own device.
 
     An exception on one rank ends all of them within seconds, whatever they compute or wait for. Without
-    torchrun there is one rank; unless it is `alone` it gets a process group of its own, so that FSDP2 gives
-    a single GPU mixed precision and offloading too.
+    torchrun there is one rank. If it is not `alone` it gets a process group of one, so that FSDP2 gives a
+    single GPU mixed precision and offloading too.
     """
     global _team
     if device.startswith("cuda"):
@@ -119,13 +126,13 @@ def process_group(device: str, alone: bool = True) -> Iterator[str]:
     if not together and alone:
         yield device
         return
-    # Gloo stands by on GPUs too, for objects and offloaded parameters.
+    # Gloo too where there are GPUs: for Python objects and offloaded parameters.
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     store = None if together else dist.HashStore()
     place = {} if together else {"store": store, "rank": 0, "world_size": 1}
     dist.init_process_group(backend, timeout=TIMEOUT, **place)
     if together:
-        threading.Thread(target=_end_with_the_first, daemon=True).start()
+        threading.Thread(target=_end_with_failed_rank, daemon=True).start()
     try:
         yield device
         dist.barrier()  # of both teams
@@ -143,8 +150,8 @@ def _rendezvous() -> dist.TCPStore:
     return dist.TCPStore(*address, is_master=False, timeout=timedelta(days=365))
 
 
-def _end_with_the_first() -> None:
-    """End this process, in whatever it computes or waits for, when another rank has failed."""
+def _end_with_failed_rank() -> None:
+    """Wait until another rank has failed, then end this process, whatever it computes or waits for."""
     own, store = str(dist.get_rank()).encode(), _rendezvous()
     with contextlib.suppress(RuntimeError):  # the store is gone: all have ended well
         store.wait(["failed"])
@@ -153,9 +160,9 @@ def _end_with_the_first() -> None:
 
 
 def split_teams(last: int) -> bool:
-    """Make the last ranks a team of their own, and the others too; is this one of the last?
+    """Make the `last` ranks one team and the others a second one; true on a rank of the `last`.
 
-    From here on `rank`, `ranks` and all that ranks do together mean the own team.
+    From here on `rank`, `ranks`, `gather`, `total` and `barrier` are those of the rank's own team.
     """
     global _team
     if last == 0:
@@ -172,17 +179,17 @@ def barrier() -> None:
 
 
 def share(count: int) -> slice:
-    """This rank's part of `count` things that lie in a row."""
+    """This rank's part of `count` items."""
     return slice(count * rank() // ranks(), count * (rank() + 1) // ranks())
 
 
-def gather(things: list) -> list:
-    """The lists of all ranks behind one another, on every rank."""
+def gather(items: list) -> list:
+    """The lists of all ranks, concatenated, on every rank."""
     if ranks() == 1:
-        return things
+        return items
     lists: list = [None] * ranks()
-    dist.all_gather_object(lists, things, _team)
-    return [thing for part in lists for thing in part]
+    dist.all_gather_object(lists, items, _team)
+    return [item for own in lists for item in own]
 
 
 def total(numbers: Sequence[float]) -> list[float]:
@@ -371,174 +378,8 @@ def clip_gradients(network: nn.Module, limit: float) -> float:
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
 
-@contextlib.contextmanager
-def for_sampling(policy, device: str, dtype: str, gather_weights: bool) -> Iterator[PreTrainedModel]:
-    """The policy as rollouts take it: each rank calls it as often as it likes, without regard to the others.
-
-    With `gather_weights` each rank holds a whole copy in `dtype` meanwhile. Without, weights are gathered
-    layer by layer in every forward, which all ranks must therefore run together: before each one they count
-    who still works, and a rank that has finished runs empty forwards until nobody does.
-    """
-    if not isinstance(policy, FSDPModule):
-        yield policy
-    elif gather_weights:
-        whole = _empty_copy(policy)
-        for name, tensor in (*policy.named_parameters(), *policy.named_buffers()):
-            if isinstance(tensor, DTensor):
-                tensor = tensor.detach().full_tensor().to(device, getattr(torch, dtype))
-                tensor = nn.Parameter(tensor, requires_grad=False)
-            owner, _, leaf = name.rpartition(".")
-            setattr(whole.get_submodule(owner), leaf, tensor)
-        whole.tie_weights()
-        yield whole.eval()
-    else:
-        decoder = policy.get_decoder()
-        as_forward(lambda model: None, policy)  # the root's weights stay whole until they are resharded
-        counting = decoder.register_forward_pre_hook(lambda *_: total([1.0]) and None)
-        yield policy
-        counting.remove()
-        nothing = torch.zeros(1, 1, dtype=torch.long, device=policy.device)  # (1, 1)
-        with torch.no_grad():
-            while total([0.0]) != [0.0]:
-                decoder(nothing, use_cache=False)
-        policy.reshard()
-
-
-def broadcast(thing: object, source: int) -> object:
-    """What the rank `source` of both teams gives as `thing`, on every rank; negative: from the end."""
-    things = [thing]
-    dist.broadcast_object_list(things, source % dist.get_world_size())
-    return things[0]
-
-
-def give_weights(policy: FSDPModule | None, dtype: str) -> None:
-    """Send the trained policy, in `dtype`, to those that `take_weights`; None: no more will come."""
-    broadcast(policy is not None, 0)
-    for parameter in policy.parameters() if policy else ():
-        dist.broadcast(parameter.detach().to(getattr(torch, dtype)).full_tensor(), 0)
-
-
-def take_weights(policy: FSDPModule) -> bool:
-    """Wait for the trained policy and copy it into this one, which has that `dtype`; False if none comes."""
-    more = broadcast(None, 0)
-    for parameter in policy.parameters() if more else ():
-        # Of the shape of the whole parameter.
-        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-        dist.broadcast(whole, 0)
-        mine = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
-        parameter.detach().to_local().copy_(mine.to_local())
-    return more
-
-
-def _empty_copy(policy: PreTrainedModel) -> PreTrainedModel:
+def empty_copy(policy: PreTrainedModel) -> PreTrainedModel:
     """The same architecture without weights, and without FSDP2's classes and hooks."""
     attention = policy.config._attn_implementation
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(policy.config, attn_implementation=attention)
-
-
-# ---- saving ------------------------------------------------------------------------------------------------
-
-
-def check_replaceable(directory: Path) -> None:
-    """Before the work: can a model be written to `directory`, and is nothing lost but a model by it?
-
-    Raises: ValueError or OSError, one sentence.
-    """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    beside = directory.with_name(directory.name + ".")
-    tempfile.TemporaryDirectory(prefix=beside.name, dir=beside.parent).cleanup()  # each rank makes its own
-    if directory.exists() and any(directory.iterdir()) and not any(directory.glob("*.safetensors")):
-        raise ValueError(
-            f"{directory} holds something that is no model, and would be lost: give another place"
-        )
-
-
-def replace_whole(directory: Path, beside: Path) -> None:
-    """Rename `beside` to `directory`, whose old content goes: what stands there is always whole."""
-    old = directory.with_name(directory.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    beside.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def export(policy: PreTrainedModel, tokenizer, directory: Path, dtype: str) -> None:
-    """Write policy and tokenizer as a Hugging Face directory, in `dtype`; rank 0 gathers all weights."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(policy, options=options)
-    if rank() == 0:
-        # Tied weights have one name among the parameters, two in the state.
-        names = {name for name, _ in policy.named_parameters()} | {name for name, _ in policy.named_buffers()}
-        state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items() if name in names}
-        beside = directory.with_name(directory.name + ".partial")
-        shutil.rmtree(beside, ignore_errors=True)
-        _empty_copy(policy).to(getattr(torch, dtype)).save_pretrained(beside, state_dict=state)
-        tokenizer.save_pretrained(beside)
-        replace_whole(directory, beside)
-    barrier()
-
-
-def _state(trained: dict[str, tuple]) -> dict:
-    """All that changes while training, as DCP takes it: sharded tensors under the names of the parameters."""
-    random_states = {f"rank {rank()}": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random_states[f"rank {rank()}, cuda"] = torch.cuda.get_rng_state()
-    return {"random": random_states} | {
-        name: {
-            "network": get_model_state_dict(network),
-            "optimiser": get_optimizer_state_dict(network, optimiser),
-            "schedule": schedule.state_dict(),
-        }
-        for name, (network, optimiser, schedule) in trained.items()
-    }
-
-
-def save_checkpoint(directory: Path, trained: dict[str, tuple], about: dict, keep: int, ahead: list) -> None:
-    """Write a checkpoint beside `directory`, rename it, and drop all but the newest `keep` of its kind.
-
-    Args:
-        trained: name to (network, optimiser, schedule); about: plain JSON, for about.json.
-        ahead: episodes that were sampled before their turn, for `read_ahead`.
-    """
-    beside = directory.with_name(directory.name + ".partial")
-    if rank() == 0:
-        shutil.rmtree(beside, ignore_errors=True)
-    barrier()
-    dcp.save(_state(trained), checkpoint_id=beside, process_group=_team, no_dist=not dist.is_initialized())
-    if rank() == 0:
-        (beside / "about.json").write_text(json.dumps(about | {"ranks": ranks()}))
-        if ahead:
-            (beside / "ahead.pickle").write_bytes(pickle.dumps(ahead))
-        replace_whole(directory, beside)
-        for old in checkpoints(directory.parent)[:-keep]:
-            shutil.rmtree(old)
-    barrier()
-
-
-def checkpoints(directory: Path) -> list[Path]:
-    """The whole checkpoints in a directory, oldest first."""
-    return sorted(path for path in directory.glob("*") if path.name.isdigit())
-
-
-def read_ahead(directory: Path) -> list:
-    """The episodes that were sampled before their turn when a checkpoint was saved."""
-    path = directory / "ahead.pickle"
-    return pickle.loads(path.read_bytes()) if path.exists() else []
-
-
-def restore_checkpoint(directory: Path, trained: dict[str, tuple]) -> None:
-    """Bring networks, optimisers, schedules and random states to where they were; on any number of ranks."""
-    state = _state(trained)
-    if json.loads((directory / "about.json").read_text())["ranks"] != ranks():
-        del state["random"]  # each rank had its own
-    dcp.load(state, checkpoint_id=directory, process_group=_team, no_dist=not dist.is_initialized())
-    for name, (network, optimiser, schedule) in trained.items():
-        set_model_state_dict(network, state[name]["network"])
-        set_optimizer_state_dict(network, optimiser, state[name]["optimiser"])
-        schedule.load_state_dict(state[name]["schedule"])
-    if "random" in state:
-        torch.set_rng_state(state["random"][f"rank {rank()}"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["random"][f"rank {rank()}, cuda"])

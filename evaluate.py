@@ -163,6 +163,25 @@ def record(episode: Episode, wall_seconds: float = 0.0) -> dict:
     }
 
 
+def dialog_statistics(records: Sequence[dict], turn_limit: int) -> dict:
+    """What training reports of sampled dialogs."""
+    turns = [turn for entry in records for turn in entry["turns"]]
+    texts = [[message["content"] for message in entry["dialog"][1::2]] for entry in records]
+    later = [pair for of in texts for pair in zip(of, of[1:], strict=False)]
+    return {
+        "solved": sum(e["solved"] for e in records) / len(records),
+        "solved_by_turn": [
+            sum(e["solved"] and len(e["turns"]) <= limit for e in records) / len(records)
+            for limit in range(1, turn_limit + 1)
+        ],
+        "invalid_code": sum(turn["code"] is None for turn in turns) / len(turns),
+        "truncated_responses": sum(turn["truncated"] for turn in turns) / len(turns),
+        "truncated_dialogs": sum(e["truncated"] for e in records) / len(records),
+        "repeats": sum(a == b for a, b in later) / max(1, len(later)),
+        "response_tokens": sum(turn["tokens"] for turn in turns) / len(turns),
+    }
+
+
 def summarise(records: Sequence[dict], turn_limit: int) -> dict:
     """All that is counted without drawing, as plain JSON: shares of the rollouts unless said otherwise.
 

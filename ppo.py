@@ -1,20 +1,27 @@
 """PPO for whole responses: rewards, returns, advantages and both losses, as pure functions on tensors.
 
-Paper: section 2.2. Three things differ from the PPO of other language-model code:
+Paper: section 2.2. The whole objective, in the order in which it is computed. A dialog has turns t = 1..T;
+the response of turn t has tokens i = 1..n; c_t, its prompt, is the dialog so far. pi is the policy in
+training, pi_old the policy before the updates, pi_b the one that sampled, rho the initial policy, V the
+critic.
 
-1. The reward, the return and the advantage belong to a *turn*. Every token of a response gets the one
-   advantage of its turn: A_t = G_t - V(c_t), with G_t = sum over i >= t of R_i. No GAE, gamma 1.
-2. The KL penalty of a turn compares the *geometric means* of the token probabilities, pi^(1/n) and
-   rho^(1/n): the mean log-ratio rather than its sum. A long response is not punished for being long.
-3. The ratio carries min(pi / pi_b, 1) as a constant factor, for rollouts that were sampled by other weights
-   or kernels (pi_b, recorded while sampling) than those of the update's start (pi_old, recomputed by the
-   same forward that is trained).
+    r_t     last turn: +1 if all tests pass, else -1; before: -0.2 without valid code, else 0   turn_rewards
+    KL_t    1/n sum_i (log pi_old - log rho): geometric means of the token probabilities        turn_kl
+    R_t     r_t - beta KL_t
+    G_t     R_t + gamma G_t+1                                                                   turn_returns
+    V_t     V_old(c_t), read at the last token of the prompt: it has not seen the response      value_head.py
+    A_t     G_t - V_t, then mean 0 and deviation 1 over all turns of the whole batch            advantages
+    w_i     min(pi / pi_b, 1), a constant without gradient, but of the current pi               policy_ratio
+    ratio_i w_i pi / pi_old                                                                     policy_ratio
+    policy  -min(ratio_i A_t, clip(ratio_i, 1 - e, 1 + e) A_t), mean over all tokens            policy_loss
+    value   1/2 max((V - G_t)^2, (clip(V, V_t - e, V_t + e) - G_t)^2), mean over all turns      value_loss
 
-Shapes. B dialogs of up to T tokens are padded at the right: attention is causal, so padding changes nothing
-and needs no mask. From there on there is no padding either: the R response tokens of a batch lie behind one
-another, (R,), its N turns likewise, (N,), and `turn_of_token` (R,) says whose token is whose. There is no
-response mask that could be off by one: prompts and feedback never enter these vectors. `collate` is the only
-place that turns positions into indices.
+So every token of a response has the one advantage of its turn, and a long response is not punished for its
+length. w corrects for tokens that other weights or kernels sampled; it is 1 at the first update where pi_b is
+pi_old, and below 1 later for each token that has become less likely. Differs from common PPO code: no GAE.
+
+`collate` turns positions into indices, once: from there on the R response tokens of a batch lie in a vector,
+(R,), and its N turns in another, (N,); prompts and feedback are in neither. `python ppo.py` shows an example.
 """
 
 from collections.abc import Sequence
@@ -25,7 +32,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from rollout import Episode
+from rollout import Episode, Turn
 
 
 @dataclass
@@ -56,19 +63,20 @@ def collate(episodes: Sequence[Episode], device: torch.device) -> Batch:
     )
 
 
-def microbatches(episodes: Sequence[Episode], token_budget: int, parts: int = 1) -> list[list[int]]:
+def microbatches(episodes: Sequence[Episode], token_budget: int, ranks: int = 1) -> list[list[int]]:
     """Positions of the episodes in groups of similar length whose padded size is within the budget.
 
-    Their number is a multiple of `parts`, as ranks must run equally many; that of the episodes must be too.
+    All ranks must run the same number of forward passes: the number of groups is a multiple of `ranks`, and
+    the number of episodes must be one too.
     """
     groups: list[list[int]] = []
     for position in sorted(range(len(episodes)), key=lambda i: -len(episodes[i].ids)):
-        # The first of a group is its longest, and so tells its padded width.
+        # The first episode of a group is the longest: all are padded to its length.
         if groups and len(episodes[groups[-1][0]].ids) * (len(groups[-1]) + 1) <= token_budget:
             groups[-1].append(position)
         else:
             groups.append([position])
-    while len(groups) % parts:
+    while len(groups) % ranks:
         at = max(range(len(groups)), key=lambda g: len(groups[g]))
         middle = len(groups[at]) // 2
         groups[at : at + 1] = groups[at][:middle], groups[at][middle:]
@@ -81,12 +89,12 @@ def microbatches(episodes: Sequence[Episode], token_budget: int, parts: int = 1)
 def chunked_logprobs(
     hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, temperature: float, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs of `targets` and entropies, without ever holding (R, V) floats.
+    """Log-probs of `targets` and entropies; the (R, V) logits never exist at once.
 
-    Logits of `chunk` tokens are made, used and dropped; the backward pass makes them again. In fp32: the
-    log-softmax of bf16 logits errs by 0.03 a token.
+    Logits of `chunk` tokens are computed, used and dropped; the backward pass computes them again. In fp32:
+    the log-softmax of bf16 logits has an error of 0.03 a token.
 
-    Args: hidden (R, D) in front of each target; head: D -> V; targets (R,); temperature that was sampled at.
+    Args: hidden (R, D) before each target; head: D -> V; targets (R,); temperature of the sampling.
     Returns: log-probs (R,), entropies (R,) without gradient.
     """
 
@@ -96,11 +104,9 @@ def chunked_logprobs(
             entropies = -(logprobs.exp() * logprobs).sum(-1)  # (chunk,)
         return logprobs.gather(-1, targets[:, None])[:, 0], entropies
 
-    pieces = [
-        checkpoint(of_chunk, *piece, use_reentrant=False)
-        for piece in zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    ]
-    logprobs, entropies = zip(*pieces, strict=True)
+    chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    computed = [checkpoint(of_chunk, *inputs, use_reentrant=False) for inputs in chunks]
+    logprobs, entropies = zip(*computed, strict=True)
     return torch.cat(logprobs), torch.cat(entropies)  # (R,), (R,)
 
 
@@ -109,7 +115,7 @@ def response_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies, (R,) each, of all response tokens, from one forward over the whole dialogs.
 
-    Sampling divided the logits by `temperature`, so training must too, or the ratio is not 1 at the start.
+    Sampling divided the logits by `temperature`: training must too, or the ratio does not start at 1.
     """
     hidden = model.get_decoder()(batch.ids, use_cache=False).last_hidden_state  # (B, T, D)
     before = hidden[batch.token_rows, batch.token_columns - 1]  # (R, D)
@@ -135,7 +141,8 @@ def turn_kl(
 ) -> torch.Tensor:
     """KL estimate of each turn, (N,), from the log-probs (R,) of policy and initial policy (section 2.2).
 
-    Log-ratio of the geometric means of the token probabilities; `product`: of their products (ablation).
+    The log-ratio of the geometric means of the token probabilities: a mean over the tokens of the response.
+    `product` (ablation): of their products, a sum, which grows with the length of the response.
     """
     log_ratio = logprobs - reference_logprobs  # (R,)
     if product:
@@ -144,7 +151,11 @@ def turn_kl(
 
 
 def turn_rewards(episodes: Sequence[Episode]) -> torch.Tensor:
-    """r_t of all turns, (N,): +1 or -1 for the solution; before it -0.2 without valid code, else 0."""
+    """r_t of all turns, (N,), without the KL penalty.
+
+    The last turn: +1 if all tests pass, else -1, also without valid code. Every earlier turn: -0.2 without
+    valid code, else 0 (it never passes: passing the public tests would have ended the episode).
+    """
     rewards = []
     for episode in episodes:
         rewards += [-0.2 if turn.code is None else 0.0 for turn in episode.turns[:-1]]
@@ -162,11 +173,31 @@ def turn_returns(rewards: torch.Tensor, turn_rows: torch.Tensor, gamma: float = 
 
 
 def normalise(advantages: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
-    """Zero mean and unit deviation over all turns of the whole batch, (N,)."""
-    return (advantages - advantages.mean()) / (advantages.std(correction=0) + eps)
+    """Mean 0 and deviation 1 over all turns of the whole batch, (N,); 0 if they differ by rounding only."""
+    deviation = advantages.std(correction=0)
+    if deviation <= 1e-5 * advantages.abs().max():
+        return torch.zeros_like(advantages)  # (N,)
+    return (advantages - advantages.mean()) / (deviation + eps)
+
+
+def advantages(returns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """A_t of all turns, (N,), from G_t and V_old(c_t), (N,) each.
+
+    The one place that decides what a return is compared with. Another baseline (the mean of the batch as in
+    REINFORCE, the mean of a problem's rollouts as in GRPO) is an edit here.
+    """
+    return normalise(returns - values)
 
 
 # ---- losses ------------------------------------------------------------------------------------------------
+
+
+def policy_ratio(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor
+) -> torch.Tensor:
+    """pi / pi_old * min(pi / pi_b, 1) of each response token, (R,); the second factor has no gradient."""
+    correction = (logprobs - behaviour_logprobs).exp().clamp(max=1).detach()  # (R,)
+    return (logprobs - old_logprobs).exp() * correction
 
 
 def policy_loss(
@@ -178,12 +209,16 @@ def policy_loss(
 ) -> torch.Tensor:
     """Clipped loss of each response token, (R,); all arguments (R,), only `logprobs` has a gradient.
 
-    Not yet averaged: the caller divides the sum by the number of response tokens of the whole minibatch, on
-    all ranks, so that neither micro-batches nor ranks change the gradient.
+    Not averaged: the caller divides the sum by the number of response tokens of the whole minibatch, on all
+    ranks, so that neither micro-batches nor ranks change the gradient.
     """
-    correction = (logprobs - behaviour_logprobs).exp().clamp(max=1).detach()  # (R,) min(pi / pi_b, 1)
-    ratio = (logprobs - old_logprobs).exp() * correction  # (R,)
+    ratio = policy_ratio(logprobs, old_logprobs, behaviour_logprobs)  # (R,)
     return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def is_clipped(ratio: torch.Tensor, advantages: torch.Tensor, clip: float = 0.2) -> torch.Tensor:
+    """Which tokens `policy_loss` clips, bool (R,): those that it gives no gradient."""
+    return ratio * advantages > ratio.clamp(1 - clip, 1 + clip) * advantages
 
 
 def value_loss(
@@ -195,6 +230,50 @@ def value_loss(
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
-    """1 - Var(G - V) / Var(G), both (N,): 1 is perfect, 0 knows the mean; nan where G is constant."""
+    """1 - Var(G - V) / Var(G), both (N,): 1 is perfect, 0 is a constant V; nan where G is constant."""
     variance = returns.var(correction=0)
     return float("nan") if variance == 0 else float(1 - (returns - values).var(correction=0) / variance)
+
+
+def worked_example() -> None:
+    """The objective on one episode of two turns, number by number."""
+    turns = [Turn(2, 4, [-0.5, -0.1], code=None), Turn(6, 9, [-0.9, -0.2, -0.3], code="print(1)")]
+    episode = Episode(None, list(range(9)), turns, public_passed=True, solved=True, truncated=False, index=0)
+    batch = collate([episode], torch.device("cpu"))
+    behaviour = torch.tensor([logprob for turn in turns for logprob in turn.behaviour_logprobs])  # (R,)
+    old = behaviour  # (R,) sampled by the policy itself, on the same kernels
+    initial = torch.tensor([-0.7, -0.1, -1.2, -0.2, -0.3])  # (R,)
+    values = torch.tensor([0.6, -0.2])  # (N,)
+    rewards = turn_rewards([episode])  # (N,)
+    kl = turn_kl(old, initial, batch.turn_of_token, len(turns))  # (N,)
+    penalised = rewards - 0.05 * kl  # (N,)
+    returns = turn_returns(penalised, batch.turn_rows)  # (N,)
+    normalised = advantages(returns, values)  # (N,)
+    of_tokens = normalised[batch.turn_of_token]  # (R,)
+    new = old + torch.tensor([-0.3, 0.0, 0.3, 0.1, -0.1])  # (R,) after an update
+    ratio = policy_ratio(new, old, behaviour)  # (R,)
+    loss = policy_loss(new, old, behaviour, of_tokens)  # (R,)
+    print("An episode: the first response has no valid code, the second passes every test.")
+    rows = {
+        "turn of each response token": batch.turn_of_token + 1,
+        "r_t": rewards,
+        "KL_t": kl,
+        "R_t = r_t - 0.05 KL_t": penalised,
+        "G_t = R_t + G_t+1": returns,
+        "V_t": values,
+        "A_t, normalised over the two turns": normalised,
+        "log pi_old": old,
+        "log pi, after an update": new,
+        "w_i = min(pi / pi_b, 1)": (new - behaviour).exp().clamp(max=1),
+        "ratio_i = w_i pi / pi_old": ratio,
+        "policy loss": loss,
+        "clipped (1) or not (0)": is_clipped(ratio, of_tokens),
+        "value loss, V as before": value_loss(values, values, returns),
+    }
+    for name, numbers in rows.items():
+        print(f"{name:<36}" + "".join(f"{round(number, 3):>8}" for number in numbers.float().tolist()))
+    print(f"mean policy loss of the tokens: {loss.mean():.3f}")
+
+
+if __name__ == "__main__":
+    worked_example()

@@ -308,6 +308,12 @@ def sample_tokens(
 # ---- the dialog --------------------------------------------------------------------------------------------
 
 
+def check_feedback(kind: str) -> None:
+    """Raises: ValueError if there is no such kind of feedback."""
+    if kind not in FEEDBACK:
+        raise ValueError(f"feedback is {kind!r}, but must be one of {', '.join(FEEDBACK)}")
+
+
 def fitting(problems: Sequence[Problem], tokenizer, settings: RolloutSettings) -> list[int]:
     """Places of the problems whose prompt leaves room for a response: the others would end a run midway."""
     examples = read_examples(settings.examples)

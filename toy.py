@@ -40,8 +40,9 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import data
+from checkpoints import check_replaceable, replace_whole
 from data import Problem, feedback_message, first_message
-from distributed import check_replaceable, friendly_errors, replace_whole
+from distributed import friendly_errors
 from sandbox import IoTest, Limits, TestResult, Verdict, candidate_traceback, outputs_match
 
 CHAT_TEMPLATE = (

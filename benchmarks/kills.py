@@ -25,7 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from conftest import make_model  # noqa: E402
 
 import toy  # noqa: E402
-from train import Config, train  # noqa: E402
+from config import Config  # noqa: E402
+from train import train  # noqa: E402
 
 
 def quietly(config: Config) -> None:

@@ -21,20 +21,13 @@ from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import toy
-from distributed import (
-    check_replaceable,
-    checkpoints,
-    export,
-    for_sampling,
-    load_model,
-    load_tokenizer,
-    process_group,
-    rank,
-    split_teams,
-)
+from checkpoints import check_replaceable, checkpoints, export
+from config import Config
+from distributed import install_signal_handlers, load_model, load_tokenizer, process_group, rank, split_teams
+from episodes import for_sampling
 from rollout import RolloutSettings, rollout
 from sandbox import Sandbox
-from train import Config, install_signal_handlers, train
+from train import train
 
 # Ranks are forked from a server that has imported this module, and made the toy world's problems, once.
 TRAIN, VALID = toy.problems("train"), toy.problems("valid")

@@ -9,10 +9,12 @@ import pytest
 import torch
 from conftest import make_model
 
+import ppo
 from ppo import (
     chunked_logprobs,
     collate,
     explained_variance,
+    is_clipped,
     mean_per_turn,
     normalise,
     policy_loss,
@@ -195,3 +197,30 @@ def test_explained_variance():
     assert explained_variance(returns, returns) == 1
     assert explained_variance(torch.full((3,), returns.mean().item()), returns) == pytest.approx(0, abs=1e-6)
     assert math.isnan(explained_variance(returns, torch.ones(3)))
+
+
+@pytest.mark.parametrize("constant", [-0.7, -1.1, 0.3])
+def test_turns_that_differ_by_rounding_only_push_nothing(constant):
+    returns, values = torch.full((7,), constant), torch.zeros(7)  # (N,): all episodes failed alike
+    assert (ppo.advantages(returns, values) == 0).all()
+    noise = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 1e-8  # (N,)
+    assert (ppo.advantages(constant + noise, torch.zeros(1000)) == 0).all()
+
+
+def test_clipped_tokens_are_those_without_gradient():
+    new = torch.linspace(-1, 1, 41).repeat(2).requires_grad_()  # (R,)
+    old, behaviour = torch.zeros(82), torch.full((82,), 0.1)  # (R,)
+    advantages = torch.tensor([1.0, -1.0]).repeat_interleave(41)  # (R,)
+    ppo.policy_loss(new, old, behaviour, advantages).sum().backward()
+    clipped = is_clipped(ppo.policy_ratio(new, old, behaviour), advantages)
+    assert torch.equal(clipped, new.grad == 0)
+    assert 0 < clipped.sum() < 82
+
+
+def test_the_worked_example_is_that_of_the_formulas(capsys):
+    ppo.worked_example()
+    rows = {line[:36].strip(): line[36:].split() for line in capsys.readouterr().out.splitlines()}
+    # By hand: KL_1 = (0.2 + 0) / 2, KL_2 = (0.3 + 0 + 0) / 3; R = r - 0.05 KL; G_1 = R_1 + R_2.
+    assert rows["KL_t"] == ["0.1", "0.1"]
+    assert rows["G_t = R_t + G_t+1"] == ["0.79", "0.995"]
+    assert rows["clipped (1) or not (0)"] == ["1.0", "0.0", "1.0", "0.0", "0.0"]

@@ -13,11 +13,13 @@ from conftest import make_model
 from transformers import LlamaConfig
 
 import toy
+from config import Config, parse_config
 from distributed import load_model, load_tokenizer
+from episodes import draw_problems
 from ppo import collate, microbatches, response_logprobs
 from rollout import Episode, RolloutSettings, Turn, rollout
 from tools import plan
-from train import Config, draw_problems, parse_config, prepare, train, update
+from train import prepare, train, update
 from value_head import ValueModel
 
 CONFIG = Config(
@@ -193,7 +195,7 @@ def test_problems_with_prompts_that_do_not_fit_are_left_out_and_counted(
     tmp_path, monkeypatch, tokenizer, capsys
 ):
     long = [replace(p, name=f"long {p.name}", statement="x" * 5000) for p in toy.problems("train")[:2]]
-    monkeypatch.setattr("train.load_problems", lambda source, name: [*long, *toy.problems(name)[:6]])
+    monkeypatch.setattr("episodes.load_problems", lambda source, name: [*long, *toy.problems(name)[:6]])
     small_run(tmp_path, monkeypatch, tokenizer, valid_split="", test_split="")
     assert "left out: 2 of 6 train problems have a longer prompt than context" in capsys.readouterr().err
     assert "long" not in (tmp_path / "run" / "dialogs.txt").read_text()

@@ -1,0 +1,207 @@
+"""A run on disk: its directory, its checkpoints, and the models that it exports.
+
+A run's directory holds `config.json`, `metrics.jsonl` (an object an iteration), `dialogs.txt` (a decoded
+episode now and then), `best/` (the best policy on the valid split, a Hugging Face directory), `checkpoints/`
+and at the end `result.json` and, with matplotlib, `curves.png`.
+
+A checkpoint has networks, optimisers and schedules, written by torch's distributed checkpoint (DCP), which
+any number of ranks can read; `about.json` with the run's progress; and `prefetched.json`, episodes that were
+sampled before their turn. Each file and directory is written beside the old one and then renamed: a run that
+is killed at any moment goes on from its newest checkpoint as if it had not been.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from transformers import PreTrainedModel
+
+from distributed import barrier, empty_copy, rank, team
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP on one process, as intended
+
+
+# ---- files and directories that are always whole -----------------------------------------------------------
+
+
+def replace_whole(target: Path, beside: Path) -> None:
+    """Rename `beside`, a file or a directory, to `target`, whose old content is deleted."""
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.is_dir():
+        target.rename(old)  # a directory that is not empty cannot be renamed over
+    beside.replace(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file: what stands at `path` is always the whole old text or the whole new one."""
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(text)
+    replace_whole(path, beside)
+
+
+def check_replaceable(directory: Path) -> None:
+    """Before the work: can a model be written to `directory`, and is nothing lost but a model by it?
+
+    Raises: ValueError or OSError, one sentence.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    beside = directory.with_name(directory.name + ".")
+    tempfile.TemporaryDirectory(prefix=beside.name, dir=beside.parent).cleanup()  # each rank makes its own
+    if directory.exists() and any(directory.iterdir()) and not any(directory.glob("*.safetensors")):
+        raise ValueError(
+            f"{directory} holds something that is no model, and would be lost: give another place"
+        )
+
+
+# ---- a run's directory -------------------------------------------------------------------------------------
+
+
+class RunDirectory:
+    """The directory of a training run, and how far the run is.
+
+    `progress` is plain JSON: the iterations done, the best valid score, the table before training, seconds by
+    phase, and the sizes of the two logs, to which a resumed run cuts them back.
+    """
+
+    def __init__(self, path: Path, resume: bool) -> None:
+        """Read what is there, write nothing. Raises: ValueError if another run's files would be lost."""
+        self.path = path
+        saved = self.checkpoints()
+        if not resume and (saved or (path / "result.json").exists()):
+            raise ValueError(f"{path} holds a run: go on with --resume {path}, or give another --output")
+        self.newest = saved[-1] if resume and saved else None
+        self.progress = {"iteration": 0, "best": -1.0, "before": None, "metrics.jsonl": 0, "dialogs.txt": 0}
+        if self.newest:
+            self.progress = json.loads((self.newest / "about.json").read_text())
+        self.seconds: dict[str, float] = self.progress.setdefault("seconds", {})
+
+    def checkpoints(self) -> list[Path]:
+        """The whole checkpoints of the run, oldest first."""
+        return checkpoints(self.path / "checkpoints")
+
+    def begin(self, config: dict, resume: bool) -> None:
+        """Make the directory ready to be written to, on rank 0, while the other ranks wait."""
+        if rank() == 0:
+            if not resume:
+                shutil.rmtree(self.path / "checkpoints", ignore_errors=True)  # only unfinished ones are there
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (self.path / "result.json").unlink(missing_ok=True)
+            write_whole(self.path / "config.json", json.dumps(config, indent=1))
+            for name in ("metrics.jsonl", "dialogs.txt"):
+                with (self.path / name).open("a"):
+                    os.truncate(self.path / name, self.progress[name])
+        barrier()
+
+    def log(self, metrics: dict, dialog: str) -> None:
+        """Append an iteration's metrics and, if there is one, a decoded dialog."""
+        self.progress["iteration"] = metrics["iteration"]
+        for name, text in {"metrics.jsonl": json.dumps(metrics) + "\n", "dialogs.txt": dialog}.items():
+            if rank() == 0 and text:
+                with (self.path / name).open("a") as file:
+                    file.write(text)
+                self.progress[name] = (self.path / name).stat().st_size
+
+    def save(self, trained: dict[str, tuple], prefetch: Callable[[int], list], keep: int) -> None:
+        """Write a checkpoint of this moment, unless there is one; `prefetch` gives the next episodes."""
+        iteration = self.progress["iteration"]
+        directory = self.path / "checkpoints" / f"{iteration:06d}"
+        # At the start nothing can be lost, and DCP would count a step of optimisers that have made none.
+        if iteration > 0 and not directory.exists():
+            save_checkpoint(directory, trained, self.progress, keep, prefetch(iteration))
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------
+
+
+def _state(trained: dict[str, tuple]) -> dict:
+    """All that changes while training, as DCP takes it: sharded tensors under the names of the parameters.
+
+    No state of random number generators: what is random in an iteration depends on seed and iteration alone.
+    """
+    return {
+        name: {
+            "network": get_model_state_dict(network),
+            "optimiser": get_optimizer_state_dict(network, optimiser),
+            "schedule": schedule.state_dict(),
+        }
+        for name, (network, optimiser, schedule) in trained.items()
+    }
+
+
+def save_checkpoint(
+    directory: Path, trained: dict[str, tuple], about: dict, keep: int, prefetched: list
+) -> None:
+    """Write a checkpoint, and delete all but the newest `keep` of its kind.
+
+    Args:
+        trained: name to (network, optimiser, schedule); about: plain JSON, for about.json.
+        prefetched: episodes that were sampled before their turn, as plain JSON.
+    """
+    beside = directory.with_name(directory.name + ".partial")
+    if rank() == 0:
+        shutil.rmtree(beside, ignore_errors=True)
+    barrier()
+    dcp.save(_state(trained), checkpoint_id=beside, process_group=team(), no_dist=not dist.is_initialized())
+    if rank() == 0:
+        (beside / "about.json").write_text(json.dumps(about))
+        (beside / "prefetched.json").write_text(json.dumps(prefetched))
+        replace_whole(directory, beside)
+        for old in checkpoints(directory.parent)[:-keep]:
+            shutil.rmtree(old)
+    barrier()
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The whole checkpoints in a directory, oldest first."""
+    return sorted(path for path in directory.glob("*") if path.name.isdigit())
+
+
+def read_prefetched(directory: Path) -> list:
+    """The episodes that were sampled before their turn when a checkpoint was saved, as plain JSON."""
+    path = directory / "prefetched.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def restore_checkpoint(directory: Path, trained: dict[str, tuple]) -> None:
+    """Bring networks, optimisers and schedules to where they were, on any number of ranks."""
+    state = _state(trained)
+    dcp.load(state, checkpoint_id=directory, process_group=team(), no_dist=not dist.is_initialized())
+    for name, (network, optimiser, schedule) in trained.items():
+        set_model_state_dict(network, state[name]["network"])
+        set_optimizer_state_dict(network, optimiser, state[name]["optimiser"])
+        schedule.load_state_dict(state[name]["schedule"])
+
+
+# ---- models ------------------------------------------------------------------------------------------------
+
+
+def export(policy: PreTrainedModel, tokenizer, directory: Path, dtype: str) -> None:
+    """Write policy and tokenizer as a Hugging Face directory, in `dtype`; rank 0 gathers all weights."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(policy, options=options)
+    if rank() == 0:
+        # Tied weights have one name among the parameters, two in the state.
+        names = {name for name, _ in policy.named_parameters()} | {name for name, _ in policy.named_buffers()}
+        state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items() if name in names}
+        beside = directory.with_name(directory.name + ".partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        empty_copy(policy).to(getattr(torch, dtype)).save_pretrained(beside, state_dict=state)
+        tokenizer.save_pretrained(beside)
+        replace_whole(directory, beside)
+    barrier()

@@ -1,0 +1,198 @@
+"""Every setting of a run: what it means, its default, the presets, and what may not be combined.
+
+Paper: section 3.1 and appendix A for the numbers of the presets `8b` and `70b`; the defaults are those of the
+toy world. Each field of `Config` is a flag of train.py with the same name: `python train.py --help`.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+
+from distributed import check_device
+from rollout import RolloutSettings, check_feedback
+
+
+def option(default, text: str):
+    """A field of Config whose explanation appears in --help."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run; each field is a flag of the command line. The defaults are the preset `toy`."""
+
+    model: str = option(
+        "", "Hugging Face directory or hub name; empty: the toy world's own model, built when missing"
+    )
+    problems: str = option("toy", "toy, code_contests, humaneval_plus, mbpp_plus, or a file of problems")
+    train_split: str = option("train", "split that is trained on")
+    valid_split: str = option(
+        "valid", "split that chooses the best policy; empty: no evaluation while training"
+    )
+    test_split: str = option("test", "split of the table before and after; empty: no table")
+    limit_problems: int = option(0, "use only the first so many problems of each split; 0: all")
+    output: str = option("runs/toy", "directory of the run")
+    chat_template: str = option("", "file with a chat template, for base models that have none")
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "device of all networks")
+    dtype: str = option("float32", "number type of the computation")
+    bf16_state: bool = option(False, "weights and optimiser state in --dtype too, instead of fp32")
+    cpu_offload: bool = option(False, "keep weights and optimiser state in main memory")
+    gather_weights: bool = option(True, "sample with whole weights on every rank; else gather layer by layer")
+    rollout_ranks: int = option(0, "so many of the ranks, the last ones, only sample; the others train")
+    overlap: bool = option(
+        True, "with rollout_ranks: sample while training, with weights one iteration old; else in turns"
+    )
+    attention: str = option("sdpa", "transformers' attention: sdpa, eager, flash_attention_2, ...")
+    gguf_file: str = option("", "file of --model that holds its weights as GGUF")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
+    seed: int = option(0, "seed of everything random")
+    iterations: int = option(20, "iterations, each a batch of rollouts and a pass of updates over it")
+    batch_episodes: int = option(256, "rollouts an iteration (paper: 1024)")
+    minibatch_episodes: int = option(64, "rollouts an update (paper: 256)")
+    microbatch_tokens: int = option(16384, "tokens, padding included, of one forward and backward")
+    logits_chunk: int = option(4096, "response tokens whose logits are in memory at once")
+    turn_limit: int = option(3, "responses an episode may have")
+    max_new_tokens: int = option(48, "tokens of a response")
+    context: int = option(512, "tokens of a dialog")
+    batch_rows: int = option(128, "dialogs that are sampled at once")
+    temperature: float = option(1.0, "sampling temperature in training")
+    feedback: str = option("true", "feedback in training: true, random or none (ablations)")
+    examples: str = option("", "JSON file with a list of chat messages that precede every dialog (few-shot)")
+    learning_rate: float = option(5e-4, "of the policy (paper: 2e-7)")
+    value_learning_rate: float = option(5e-4, "of the critic (paper: 2e-7)")
+    weight_decay: float = option(0.1, "AdamW, both networks")
+    warmup_updates: int = option(10, "updates over which the learning rates rise linearly (paper: 50)")
+    max_gradient_norm: float = option(1.0, "gradients are clipped to this norm, each network for itself")
+    beta: float = option(0.05, "weight of the KL penalty")
+    gamma: float = option(1.0, "discount of a turn")
+    clip: float = option(0.2, "clip range of the ratio and of the value")
+    product_kl: bool = option(False, "ablation: KL of the token products instead of their geometric mean")
+    token_level_values: bool = option(False, "ablation: a value in front of every response token")
+    evaluate_every: int = option(5, "iterations between evaluations on the valid split")
+    evaluation_temperature: float = option(0.2, "temperature of evaluations")
+    evaluation_top_p: float = option(0.95, "top-p of evaluations")
+    evaluation_rollouts: int = option(1, "rollouts a problem in evaluations")
+    show_every: int = option(10, "iterations between decoded dialogs in dialogs.txt")
+    checkpoint_every: int = option(5, "iterations between checkpoints")
+    keep_checkpoints: int = option(2, "checkpoints that are kept, the newest")
+    resume: str = option("", "directory of a run to go on with, from its newest checkpoint")
+    plan: bool = option(False, "print the memory that --ranks ranks would need, and end")
+    ranks: int = option(8, "ranks of the plan")
+    gpu_gib: float = option(79.0, "memory of a GPU of the plan, in GiB (an 80 GB H100 has 79)")
+
+    def sampling(self) -> RolloutSettings:
+        """How dialogs are sampled in training."""
+        names = {entry.name for entry in fields(RolloutSettings)} & {entry.name for entry in fields(self)}
+        return RolloutSettings(**{name: getattr(self, name) for name in names})
+
+    def eval_sampling(self, feedback: str = "true") -> RolloutSettings:
+        """How dialogs are sampled in evaluations: sharper, and with true feedback unless told otherwise."""
+        sharper = {"temperature": self.evaluation_temperature, "top_p": self.evaluation_top_p}
+        return replace(self.sampling(), feedback=feedback, **sharper)
+
+    def loading(self) -> dict:
+        """Arguments of `load_model` that all networks share."""
+        names = ("model", "device", "dtype", "attention", "gguf_file", "cpu_offload")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def state_dtype(self) -> str:
+        """Number type of weights and optimiser state."""
+        return self.dtype if self.bf16_state else "float32"
+
+
+PAPER = dict(
+    problems="code_contests",
+    dtype="bfloat16",
+    gradient_checkpointing=True,
+    batch_episodes=1024,
+    minibatch_episodes=256,
+    logits_chunk=1024,
+    max_new_tokens=1024,
+    context=8192,
+    learning_rate=2e-7,
+    value_learning_rate=2e-7,
+    warmup_updates=50,
+    evaluate_every=200,  # iterations of 4 updates: the paper evaluates every 800 updates
+    evaluation_rollouts=20,
+    checkpoint_every=20,
+)
+PRESETS = {
+    "toy": {},
+    "8b": PAPER
+    | dict(model="meta-llama/Llama-3.1-8B-Instruct", output="runs/8b", iterations=3000, batch_rows=24),
+    "70b": PAPER
+    | dict(model="meta-llama/Llama-3.1-70B-Instruct", output="runs/70b", iterations=2000, batch_rows=8)
+    | dict(gather_weights=False, microbatch_tokens=8192),
+}
+
+
+# What a resumed run may change without becoming another run.
+MAY_CHANGE = {
+    "resume",
+    "output",
+    "iterations",
+    "device",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "show_every",
+}
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> Config:
+    """The command line as a Config: a preset, or the run to resume, then the flags that differ."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="a set of defaults (default: toy)")
+    for entry in fields(Config):
+        kind = {"action": argparse.BooleanOptionalAction} if entry.type is bool else {"type": entry.type}
+        text = f"{entry.metadata['help']} (default: {entry.default!r})".replace("%", "%%")
+        parser.add_argument(f"--{entry.name}", default=argparse.SUPPRESS, help=text, **kind)
+    given = vars(parser.parse_args(arguments))
+    given = PRESETS[given.pop("preset") or "toy"] | given
+    if "resume" in given:
+        stored = json.loads((Path(given["resume"]) / "config.json").read_text())
+        wrong = [
+            f"{name} {stored.get(name, 'unknown')!r}, now {value!r}"
+            for name, value in given.items()
+            if name not in MAY_CHANGE and stored.get(name) != value
+        ]
+        wrong += [f"{name}, which is no setting" for name in stored if name not in asdict(Config())]
+        if wrong:
+            raise ValueError(f"{given['resume']} was started with {'; '.join(wrong)}")
+        given = stored | given | {"output": given["resume"]}
+    config = replace(Config(), **given)
+    may_be_0 = ("limit_problems", "rollout_ranks", "seed", "iterations")
+    for entry in fields(Config):
+        value, least = getattr(config, entry.name), int(entry.name not in may_be_0)
+        if entry.type is int and value < least:
+            raise ValueError(f"{entry.name} is {value}, but must be at least {least}")
+    if config.temperature <= 0:
+        raise ValueError(f"temperature is {config.temperature}, but training needs one above 0")
+    check_feedback(config.feedback)
+    if not isinstance(getattr(torch, config.dtype, None), torch.dtype):
+        raise ValueError(f"dtype is {config.dtype!r}, which torch does not know")
+    check_device(config.device)
+    if not config.model and (config.plan or config.problems != "toy"):
+        raise ValueError(
+            f"{'a plan needs' if config.plan else config.problems + ' needs'} a --model: the toy world's own "
+            "knows only the toy's problems"
+        )
+    if config.batch_episodes % config.minibatch_episodes:
+        raise ValueError(
+            f"batch_episodes {config.batch_episodes} is not a multiple of "
+            f"minibatch_episodes {config.minibatch_episodes}"
+        )
+    if config.microbatch_tokens < config.context:
+        raise ValueError(
+            f"microbatch_tokens {config.microbatch_tokens} is less than context {config.context}: "
+            "the longest dialog would not fit a micro-batch"
+        )
+    if config.plan and config.rollout_ranks:
+        raise ValueError("plan knows only ranks that train: leave rollout_ranks out, and them out of ranks")
+    return config

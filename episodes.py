@@ -1,0 +1,248 @@
+"""Where the episodes of an iteration come from.
+
+Paper: appendix A. There, sampling and training run asynchronously on GPUs of their own. Here all ranks do
+both, in turns, so that the policy that samples is the policy that is trained. With `--rollout_ranks N` the
+last N ranks only sample, one batch early (`overlap`), while the others train: then a batch was sampled by the
+weights of one iteration before, and the factor w of the policy loss corrects for that.
+
+`EpisodeSource.take` hides all of that from train.py's loop. Problem and noise of an episode depend on seed,
+iteration and its place in the batch alone: neither ranks nor a stop change what is sampled.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from config import Config
+from data import Problem, load_problems, select
+from distributed import as_forward, empty_copy, gather, rank, share, total
+from rollout import Episode, RolloutSettings, Turn, fitting, rollout, too_long
+from sandbox import Sandbox, TestResult, Verdict
+
+
+def draw_problems(problems: Sequence[Problem], iteration: int, config: Config) -> list[Problem]:
+    """The problems of an iteration: whole passes over the training set, each in an order of its own."""
+    first = iteration * config.batch_episodes
+    positions = range(first, first + config.batch_episodes)
+    orders = {
+        epoch: np.random.default_rng([config.seed, epoch]).permutation(len(problems))
+        for epoch in {position // len(problems) for position in positions}
+    }
+    return [problems[int(orders[p // len(problems)][p % len(problems)])] for p in positions]
+
+
+def load_split(config: Config, name: str, tokenizer) -> Sequence[Problem]:
+    """The problems of a split whose prompts leave room for a response; none if `name` is empty."""
+    problems = load_problems(config.problems, name) if name else []
+    problems = problems[: config.limit_problems] if config.limit_problems else problems
+    places = fitting(problems, tokenizer, config.sampling())
+    if len(places) == len(problems):
+        return problems
+    message = too_long(problems, places, f"{name} problems", config.sampling())
+    if not places:
+        raise ValueError(message)
+    if rank() == 0:
+        print(f"left out: {message}", file=sys.stderr)
+    return select(problems, places)
+
+
+class Sampler:
+    """All that sampling needs but the policy; the ranks of a team share the work."""
+
+    def __init__(self, config: Config, tokenizer, sandbox: Sandbox, training: Sequence[Problem]) -> None:
+        self.config, self.tokenizer, self.sandbox, self.training = config, tokenizer, sandbox, training
+
+    def sample(
+        self,
+        policy: PreTrainedModel,
+        problems: Sequence[Problem],
+        settings: RolloutSettings,
+        seed: int,
+        first_index: int = 0,
+        others: Sequence[Problem] = (),
+    ) -> list[Episode]:
+        """An episode for each entry of `problems`, on every rank; random feedback comes from `others`.
+
+        Episode i draws its noise from the stream (seed, first_index + i), whatever the number of ranks.
+        """
+        config, mine = self.config, share(len(problems))
+        stream, progress = (seed, first_index + mine.start), rank() == 0
+        with for_sampling(policy, config.device, config.dtype, config.gather_weights) as model:
+            episodes = rollout(
+                model, self.tokenizer, problems[mine], self.sandbox, settings, *stream, progress, others
+            )
+        # Tests can be large, and every rank has them.
+        everyone = gather([replace(episode, problem=None) for episode in episodes])
+        return [
+            replace(episode, problem=problem) for episode, problem in zip(everyone, problems, strict=True)
+        ]
+
+    def batch(self, policy: PreTrainedModel, iteration: int) -> list[Episode]:
+        """The training episodes of an iteration."""
+        drawn = draw_problems(self.training, iteration, self.config)
+        first, settings = iteration * self.config.batch_episodes, self.config.sampling()
+        return self.sample(policy, drawn, settings, self.config.seed + 1, first, self.training)
+
+
+class EpisodeSource:
+    """The episodes of each iteration, for the ranks that train."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        policy: PreTrainedModel,
+        first: int,
+        prefetched: list[dict],
+        stopped: Callable[[], bool],
+    ) -> None:
+        """Args: first: the next iteration; prefetched: its episodes, if a checkpoint has them."""
+        self.sampler, self.policy, self.stopped = sampler, policy, stopped
+        self.config = sampler.config
+        self.overlap = self.config.rollout_ranks > 0 and self.config.overlap
+        self.prefetched = {first: [_from_json(entry) for entry in prefetched]} if prefetched else {}
+        if first == self.config.iterations:
+            self._release_samplers()
+        elif self.overlap and not prefetched:
+            give_weights(policy, self.config.dtype)
+
+    def stop_requested(self) -> bool:
+        """Whether `stopped()` is true on any rank that trains."""
+        return any(gather([self.stopped()]))
+
+    def take(self, iteration: int) -> list[Episode] | None:
+        """The episodes of an iteration; None if a stop was requested before they were used."""
+        if not self.overlap and self.stop_requested():
+            self._release_samplers()
+            return None
+        episodes = self._fetch(iteration)
+        if self.stop_requested():  # sampling may have taken long
+            self.prefetched = {iteration: episodes}
+            self._release_samplers()
+            return None
+        self.prefetched = {}
+        if iteration + 1 == self.config.iterations:
+            self._release_samplers()
+        elif self.overlap:
+            give_weights(self.policy, self.config.dtype)  # they sample the next batch during the updates
+        return episodes
+
+    def prefetch(self, iteration: int) -> list[dict]:
+        """The episodes of an iteration before its turn, as plain JSON for a checkpoint.
+
+        Empty where they are not sampled by older weights: then a resumed run samples the same again.
+        """
+        if not self.overlap or iteration == self.config.iterations:
+            return []
+        self.prefetched = {iteration: self._fetch(iteration)}
+        return [asdict(_without_tests(episode)) for episode in self.prefetched[iteration]]
+
+    def _fetch(self, iteration: int) -> list[Episode]:
+        if iteration in self.prefetched:
+            return self.prefetched[iteration]
+        if not self.config.rollout_ranks:
+            return self.sampler.batch(self.policy, iteration)
+        if not self.overlap:
+            give_weights(self.policy, self.config.dtype)
+        return broadcast(None, -self.config.rollout_ranks)
+
+    def _release_samplers(self) -> None:
+        """Tell the ranks that only sample that no more weights will come."""
+        if self.config.rollout_ranks:
+            give_weights(None, self.config.dtype)
+
+
+def sample_for_learners(sampler: Sampler, policy: FSDPModule, first: int) -> None:
+    """All that a rank does that only samples: take the trained weights, sample a batch, hand it over.
+
+    Args: first: the first iteration of which no checkpoint has the episodes.
+    """
+    while take_weights(policy):
+        episodes = [_without_tests(episode) for episode in sampler.batch(policy, first)]
+        broadcast(episodes, -sampler.config.rollout_ranks)
+        first += 1
+
+
+def _without_tests(episode: Episode) -> Episode:
+    """The same episode; of its problem only the name, as tests can be large and have been run."""
+    return replace(episode, problem=Problem(episode.problem.name, "", (), ()))
+
+
+def _from_json(entry: dict) -> Episode:
+    """The inverse of `asdict` for an episode without tests."""
+    turns = [Turn(**turn) for turn in entry["turns"]]
+    for turn in turns:
+        turn.results = turn.results and [
+            TestResult(**r | {"verdict": Verdict(r["verdict"])}) for r in turn.results
+        ]
+    return Episode(**entry | {"problem": Problem(entry["problem"]["name"], "", (), ()), "turns": turns})
+
+
+# ---- the policy's weights, for those that sample -----------------------------------------------------------
+
+
+@contextlib.contextmanager
+def for_sampling(policy, device: str, dtype: str, gather_weights: bool) -> Iterator[PreTrainedModel]:
+    """The policy as rollouts take it: each rank calls it as often as it likes, without regard to the others.
+
+    With `gather_weights` each rank holds a whole copy in `dtype` meanwhile. Without, weights are gathered
+    layer by layer in every forward, which all ranks must therefore run together: before each one they count
+    who still works, and a rank that has finished runs empty forwards until nobody does.
+    """
+    if not isinstance(policy, FSDPModule):
+        yield policy
+    elif gather_weights:
+        whole = empty_copy(policy)
+        for name, tensor in (*policy.named_parameters(), *policy.named_buffers()):
+            if isinstance(tensor, DTensor):
+                tensor = tensor.detach().full_tensor().to(device, getattr(torch, dtype))
+                tensor = nn.Parameter(tensor, requires_grad=False)
+            owner, _, leaf = name.rpartition(".")
+            setattr(whole.get_submodule(owner), leaf, tensor)
+        whole.tie_weights()
+        yield whole.eval()
+    else:
+        decoder = policy.get_decoder()
+        as_forward(lambda model: None, policy)  # the root's weights stay whole until they are resharded
+        counting = decoder.register_forward_pre_hook(lambda *_: total([1.0]) and None)
+        yield policy
+        counting.remove()
+        nothing = torch.zeros(1, 1, dtype=torch.long, device=policy.device)  # (1, 1)
+        with torch.no_grad():
+            while total([0.0]) != [0.0]:
+                decoder(nothing, use_cache=False)
+        policy.reshard()
+
+
+def broadcast(thing: object, source: int) -> object:
+    """What the rank `source` of both teams gives as `thing`, on every rank; negative: from the end."""
+    things = [thing]
+    dist.broadcast_object_list(things, source % dist.get_world_size())
+    return things[0]
+
+
+def give_weights(policy: FSDPModule | None, dtype: str) -> None:
+    """Send the trained policy, in `dtype`, to those that `take_weights`; None: no more will come."""
+    broadcast(policy is not None, 0)
+    for parameter in policy.parameters() if policy else ():
+        dist.broadcast(parameter.detach().to(getattr(torch, dtype)).full_tensor(), 0)
+
+
+def take_weights(policy: FSDPModule) -> bool:
+    """Wait for the trained policy and copy it into this one, which has that `dtype`; False if none comes."""
+    more = broadcast(None, 0)
+    for parameter in policy.parameters() if more else ():
+        # Of the shape of the whole parameter.
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        dist.broadcast(whole, 0)
+        mine = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.detach().to_local().copy_(mine.to_local())
+    return more
