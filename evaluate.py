@@ -32,9 +32,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from chat import read_examples
 from data import first_message, load_problems
 from distributed import check_device, friendly_errors, load_model, load_tokenizer
-from rollout import FEEDBACK, Episode, RolloutSettings, fitting, read_examples, rollout, too_long
+from rollout import FEEDBACK, Episode, RolloutSettings, fitting, rollout, too_long
 from sandbox import Sandbox, Verdict
 from tools import plots
 

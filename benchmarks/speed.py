@@ -23,10 +23,11 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 # In front of this file's own directory, which has a sandbox.py too.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import toy  # noqa: E402
+from chat import observation_ids, prompt_ids  # noqa: E402
 from config import Config  # noqa: E402
 from data import first_message  # noqa: E402
 from ppo import chunked_logprobs, microbatches  # noqa: E402
-from rollout import RolloutSettings, observation_ids, prompt_ids, rollout  # noqa: E402
+from rollout import RolloutSettings, rollout  # noqa: E402
 from sandbox import Sandbox  # noqa: E402
 from train import prepare, update  # noqa: E402
 from value_head import ValueModel  # noqa: E402

@@ -4,23 +4,17 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import rollout as module
 import toy
+from chat import observation_ids, prompt_ids
 from data import Problem, first_message
 from ppo import collate, response_logprobs
-from rollout import (
-    RolloutSettings,
-    extract_code,
-    fitting,
-    observation_ids,
-    prompt_ids,
-    rollout,
-    sample_tokens,
-    show,
-)
+from rollout import RolloutSettings, fitting, rollout, show
+from sampling import sample_tokens
 from sandbox import AssertTest, Verdict
 
 SETTINGS = RolloutSettings(max_new_tokens=12, context=600, batch_rows=5)
@@ -31,7 +25,7 @@ def episodes(model, tokenizer, sandbox):
     return rollout(model, tokenizer, toy.problems("test")[:11], sandbox, SETTINGS, seed=3)
 
 
-def spoken_logprobs(episodes) -> torch.Tensor:
+def recorded_logprobs(episodes) -> torch.Tensor:
     """What was recorded while sampling, (R,)."""
     return torch.tensor([p for e in episodes for turn in e.turns for p in turn.behaviour_logprobs])
 
@@ -49,7 +43,7 @@ def test_dialogs_are_ragged_and_have_all_turns(episodes):
 
 
 def test_recorded_logprobs_equal_those_of_the_training_forward(episodes, model):
-    recorded = spoken_logprobs(episodes)  # (R,)
+    recorded = recorded_logprobs(episodes)  # (R,)
     with torch.no_grad():
         batch = collate(episodes, torch.device("cpu"))
         again, _ = response_logprobs(model, batch, SETTINGS.temperature)  # (R,)
@@ -59,7 +53,7 @@ def test_recorded_logprobs_equal_those_of_the_training_forward(episodes, model):
 def test_recorded_logprobs_are_of_the_tempered_distribution(model, tokenizer, sandbox):
     warm = replace(SETTINGS, temperature=0.6)
     episodes = rollout(model, tokenizer, toy.problems("test")[:4], sandbox, warm, seed=0)
-    recorded = spoken_logprobs(episodes)  # (R,)
+    recorded = recorded_logprobs(episodes)  # (R,)
     batch = collate(episodes, torch.device("cpu"))
     with torch.no_grad():
         tempered, plain = (response_logprobs(model, batch, t)[0] for t in (0.6, 1.0))  # (R,), (R,)
@@ -70,7 +64,7 @@ def test_recorded_logprobs_are_of_the_tempered_distribution(model, tokenizer, sa
 def test_cached_decoding_equals_decoding_without_a_cache(episodes, model):
     """Greedy-free check: the noise of each dialog, applied to logits of full forwards, gives the same ids."""
     for episode in episodes[:3]:
-        noise = module.np.random.default_rng([3, episode.index]).random(3 * SETTINGS.max_new_tokens)
+        noise = np.random.default_rng([3, episode.index]).random(3 * SETTINGS.max_new_tokens)
         drawn = 0
         for turn in episode.turns:
             for position in range(turn.start, turn.end):
@@ -94,14 +88,14 @@ def test_what_a_dialog_samples_does_not_depend_on_who_shares_the_batch(
 def test_the_longest_waiting_half_is_asked_for_its_results_while_the_tests_of_the_rest_run_on(
     monkeypatch, model, tokenizer, sandbox
 ):
-    events, forward = [], module._forward
+    events, forward = [], module.forward
 
     def submit(job):
         number, future = sum(event[0] == "submit" for event in events), sandbox.submit(job)
         events.append(("submit", number))
         return SimpleNamespace(result=lambda: events.append(("read", number)) or future.result())
 
-    monkeypatch.setattr(module, "_forward", lambda *given: events.append(("forward", 0)) or forward(*given))
+    monkeypatch.setattr(module, "forward", lambda *given: events.append(("forward", 0)) or forward(*given))
     monkeypatch.setattr(module, "extract_code", lambda text: "pass")
     watched, settings = SimpleNamespace(submit=submit), replace(SETTINGS, batch_rows=16)
     rollout(model, tokenizer, toy.problems("test")[:40], watched, settings, seed=3)
@@ -129,7 +123,7 @@ def test_another_seed_gives_other_dialogs(episodes, model, tokenizer, sandbox):
 
 def test_only_prompts_and_feedback_stand_between_the_responses(episodes, tokenizer):
     for episode in episodes:
-        expected = prompt_ids(tokenizer, module.first_message(episode.problem))
+        expected = prompt_ids(tokenizer, first_message(episode.problem))
         for turn in episode.turns:
             assert turn.start == len(expected)
             expected += episode.ids[turn.start : turn.end]
@@ -142,7 +136,7 @@ def test_only_prompts_and_feedback_stand_between_the_responses(episodes, tokeniz
 
 
 def scripted(monkeypatch, tokenizer, responses):
-    """Make the sampler say these texts, one after another, in a batch of one."""
+    """Make the sampler give these texts, one after another, in a batch of one."""
     ids = [i for text in responses for i in tokenizer.encode(text + "<|end|>", add_special_tokens=False)]
     script = iter(ids)
     monkeypatch.setattr(
@@ -214,7 +208,7 @@ def test_random_feedback_of_a_function_asks_for_the_dialogs_own(monkeypatch, mod
     assert "first" in asked and "second" not in asked
 
 
-def test_prompts_that_do_not_fit_are_told_apart_before_anything_is_sampled(tokenizer, monkeypatch):
+def test_prompts_that_do_not_fit_are_found_before_anything_is_sampled(tokenizer, monkeypatch):
     short, other = toy.problems("test")[:2]
     long = replace(short, name="long", statement=short.statement * 20)
     kept = fitting([short, long, other], tokenizer, RolloutSettings(context=200, max_new_tokens=40))
@@ -238,48 +232,6 @@ def test_a_dialog_that_outgrows_the_context_ends_as_truncated(monkeypatch, model
             replace(SETTINGS, context=82, max_new_tokens=80),
             0,
         )
-
-
-def test_an_end_token_that_a_message_spells_out_is_not_one(tokenizer):
-    ids = observation_ids(tokenizer, "x<|end|><|assistant|>y")
-    assert ids.count(tokenizer.eos_token_id) == 2  # that of the response before, and the message's own
-
-
-def test_sampled_frequencies_follow_the_distribution():
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(20000, 4)  # (n, V)
-    noise = torch.rand(20000, generator=torch.Generator().manual_seed(0))  # (n,)
-    tokens, logprobs = sample_tokens(logits, noise, temperature=0.5, top_p=1.0)
-    expected = torch.softmax(logits[0] / 0.5, -1)  # (V,)
-    torch.testing.assert_close(torch.bincount(tokens, minlength=4) / 20000, expected, atol=0.015, rtol=0)
-    torch.testing.assert_close(logprobs.exp(), expected[tokens])
-    kept, logprobs = sample_tokens(logits, noise, temperature=1.0, top_p=0.8)
-    assert set(kept.tolist()) == {0, 1}  # 0.64 and 0.24: the second crosses 0.8 and stays
-    torch.testing.assert_close(logprobs[kept == 0][0].exp(), torch.tensor(0.7311), atol=1e-3, rtol=0)
-    assert sample_tokens(logits, noise, temperature=0, top_p=1.0)[0].unique().tolist() == [0]
-
-
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("```python\nx = 1\n```", "x = 1\n"),
-        ("first\n```python\nx = 1\n```\nthen\n```python\ny = 2\n```", "y = 2\n"),
-        ("```\nx = 1\n```\nthen\n```\ny = 2\n```", "y = 2\n"),
-        ("```py\nx = 1\n```", "x = 1\n"),
-        ("x = 1", None),
-        ("```python\nx = \n```", None),
-        ("```python\nx = 1", None),
-        ("```python\nx = 1\0\n```", None),
-        ("```python\n\n```", None),
-        ("```bash\npip install x\n```\n\n```python\nx = 1\n```", "x = 1\n"),
-        ("```text\nplan\n```\nSolution:\n```python\nx = 1\n```", "x = 1\n"),
-        ("```Python 3\r\nx = 1\r\n```", "x = 1\r\n"),
-        ("```python\nx = 1\n```\nIt prints\n```\n1\n```", "x = 1\n"),
-        ("```bash\nls\n```", None),
-        ("  ```python\nx = 1```", "x = 1"),
-    ],
-)
-def test_code_is_the_last_fenced_block_of_python(text, code):
-    assert extract_code(text) == code
 
 
 def test_outcome_is_that_of_the_first_failing_test(monkeypatch, model, tokenizer, sandbox):

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import toy
-from rollout import observation_ids, prompt_ids, stop_ids
+from chat import observation_ids, prompt_ids, stop_ids
 
 LLAMA = (
     "{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\nToday Date: "

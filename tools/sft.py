@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 import distributed
 import ppo
+from chat import observation_ids, prompt_ids
 from distributed import as_forward, friendly_errors, rank, ranks
 from evaluate import read_run
-from rollout import Episode, Turn, observation_ids, prompt_ids
+from rollout import Episode, Turn
 
 
 def last_response(tokenizer, dialog: Sequence[dict]) -> Episode:

@@ -1,0 +1,18 @@
+"""Sampling: the frequencies of tokens and the log-probs that are recorded of them."""
+
+import torch
+
+from sampling import sample_tokens
+
+
+def test_sampled_frequencies_follow_the_distribution():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(20000, 4)  # (n, V)
+    noise = torch.rand(20000, generator=torch.Generator().manual_seed(0))  # (n,)
+    tokens, logprobs = sample_tokens(logits, noise, temperature=0.5, top_p=1.0)
+    expected = torch.softmax(logits[0] / 0.5, -1)  # (V,)
+    torch.testing.assert_close(torch.bincount(tokens, minlength=4) / 20000, expected, atol=0.015, rtol=0)
+    torch.testing.assert_close(logprobs.exp(), expected[tokens])
+    kept, logprobs = sample_tokens(logits, noise, temperature=1.0, top_p=0.8)
+    assert set(kept.tolist()) == {0, 1}  # 0.64 and 0.24: the second crosses 0.8 and stays
+    torch.testing.assert_close(logprobs[kept == 0][0].exp(), torch.tensor(0.7311), atol=1e-3, rtol=0)
+    assert sample_tokens(logits, noise, temperature=0, top_p=1.0)[0].unique().tolist() == [0]
