@@ -32,10 +32,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import first_message, load_problems
+from data import first_message
 from distributed import check_device, friendly_errors, load_model, load_tokenizer
 from rollout import FEEDBACK, Episode, RolloutSettings, fitting, read_examples, rollout, too_long
 from sandbox import Sandbox, Verdict
+from sources import load_problems
 from tools import plots
 
 OUTCOMES = ("no valid code", *(verdict.value for verdict in Verdict if verdict != Verdict.PASSED), "passed")

@@ -45,17 +45,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import (
-    RETRY_WITHOUT_FEEDBACK,
-    Problem,
-    feedback_message,
-    first_message,
-    first_messages,
-    load_problems,
-    make_job,
-)
+from data import RETRY_WITHOUT_FEEDBACK, Problem, feedback_message, first_message, make_job
 from distributed import friendly_errors, load_model, load_tokenizer
 from sandbox import Sandbox, TestResult, Verdict
+from sources import first_messages, load_problems
 
 FENCE = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)```", re.DOTALL | re.MULTILINE)  # language, content
 SENTINEL = "@response@"  # stands for a response when the chat template is rendered; never tokenized

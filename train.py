@@ -45,11 +45,12 @@ from tqdm import tqdm
 import distributed
 import ppo
 import toy
-from data import Problem, load_problems, select
+from data import Problem
 from distributed import as_forward, for_sampling, friendly_errors, gather, load_model, rank, ranks
 from evaluate import record, summarise, table
 from rollout import FEEDBACK, Episode, RolloutSettings, fitting, rollout, show, too_long
 from sandbox import Sandbox
+from sources import load_problems, select
 from tools import plots
 from tools.plan import GIB, report
 from value_head import ValueModel
