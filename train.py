@@ -47,7 +47,7 @@ import ppo
 import toy
 from data import Problem
 from distributed import as_forward, for_sampling, friendly_errors, gather, load_model, rank, ranks
-from evaluate import record, summarise, table
+from evaluate import dialog_statistics, record, summarise, table
 from rollout import FEEDBACK, Episode, RolloutSettings, fitting, rollout, show, too_long
 from sandbox import Sandbox
 from sources import load_problems, select
@@ -334,24 +334,6 @@ def update(policy, critic, optimisers, schedules, episodes, targets: list[Target
     return sums
 
 
-def rollout_statistics(episodes: list[Episode], turn_limit: int) -> dict:
-    """What one sees of the sampled dialogs themselves."""
-    turns = [turn for episode in episodes for turn in episode.turns]
-    later = [pair for e in episodes for pair in zip(e.turns, e.turns[1:], strict=False)]
-    return {
-        "solved": sum(e.solved for e in episodes) / len(episodes),
-        "solved_by_turn": [
-            sum(e.solved and len(e.turns) <= limit for e in episodes) / len(episodes)
-            for limit in range(1, turn_limit + 1)
-        ],
-        "invalid_code": sum(turn.code is None for turn in turns) / len(turns),
-        "truncated_responses": sum(turn.truncated for turn in turns) / len(turns),
-        "truncated_dialogs": sum(e.truncated for e in episodes) / len(episodes),
-        "repeats": sum(a.text == b.text for a, b in later) / max(1, len(later)),
-        "response_tokens": sum(turn.end - turn.start for turn in turns) / len(turns),
-    }
-
-
 def draw_problems(problems: Sequence[Problem], iteration: int, config: Config) -> list[Problem]:
     """The problems of an iteration: whole passes over the training set, each in an order of its own."""
     first = iteration * config.batch_episodes
@@ -587,7 +569,8 @@ def _train(config: Config, state_dtype: str, sandbox: Sandbox, stopped: Callable
                 at = f"iteration {iteration + 1}, update {len(updates) + 1}"
                 raise FloatingPointError(f"{at}, {error}; last good checkpoint: {good}") from error
         clock.append(time.perf_counter())
-        entry = {"iteration": iteration + 1} | rollout_statistics(episodes, config.turn_limit) | statistics
+        dialogs = dialog_statistics([record(episode) for episode in episodes], config.turn_limit)
+        entry = {"iteration": iteration + 1} | dialogs | statistics
         entry |= {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
         entry["ratio_worst"] = max(u["ratio_worst"] for u in updates)
         entry["first_ratio_worst"] = updates[0]["ratio_worst"]
