@@ -23,10 +23,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from config import Config
-from data import Problem, load_problems, select
+from data import Problem
 from distributed import as_forward, empty_copy, gather, rank, share, total
 from rollout import Episode, RolloutSettings, Turn, fitting, rollout, too_long
 from sandbox import Sandbox, TestResult, Verdict
+from sources import load_problems, select
 
 
 def draw_problems(problems: Sequence[Problem], iteration: int, config: Config) -> list[Problem]:

@@ -1,18 +1,18 @@
-"""Evaluation: sample rollouts of every problem, and count what the paper counts.
+"""Evaluation: sample rollouts of every problem, and compute the paper's measures.
 
     python evaluate.py --model runs/toy/best --problems toy --split test
     python evaluate.py --model DIR --feedback true random   # does the model read its feedback?
-    python evaluate.py --model DIR --turn_limits 1 3 5 10   # figure 4, and single-turn, of as many samples
+    python evaluate.py --model DIR --turn_limits 1 3 5 10   # figure 4, and single-turn, with as many samples
     python evaluate.py --compare RUN_A RUN_B                # paired differences, no model needed
 
-Paper: n@k in section 3.1, behaviour in figures 3 and 4. A sample is one response: a rollout with turn limit
-L counts as L, and n@k draws floor(k / L) rollouts. A run's directory has `episodes.jsonl` (a *record* a line;
-all measures are pure functions of records), `settings.json` (what was sampled), `summary.json` and, with
-matplotlib, the pictures of `tools/plots.py`. A second call goes on where the first stopped, to the same
-result: a rollout's noise depends on (seed, index) alone.
+Paper: n@k in section 3.1, behaviour in figures 3 and 4. A sample is one response: a rollout with turn limit L
+counts as L samples, so n@k draws floor(k / L) rollouts. The directory of a run has `episodes.jsonl` (one
+*record* per line; all measures are pure functions of records), `settings.json` (what was sampled),
+`summary.json` and, with matplotlib, the pictures of `tools/plots.py`. Calling it again continues a run that
+was stopped, with the same result, because a rollout's noise depends on (seed, index) only.
 
-Differs: standard errors are bootstrapped over problems; random feedback comes from the same split's problems.
-Not here: several devices.
+Differs: standard errors are bootstrapped over problems, and random feedback comes from problems of the same
+split. Not here: several devices.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from itertools import accumulate, product
+from itertools import pairwise, product
 from math import comb
 from pathlib import Path
 
@@ -33,51 +33,23 @@ import torch
 from tqdm import tqdm
 
 from chat import read_examples
-from data import first_message, load_problems
+from checkpoints import write_whole
+from data import first_message
 from distributed import check_device, friendly_errors, load_model, load_tokenizer
 from rollout import FEEDBACK, Episode, RolloutSettings, fitting, rollout, too_long
 from sandbox import Sandbox, Verdict
-from tools import plots
+from sources import load_problems
+from tools import paper, plots
 
+COMPARED = "public_passed solved recovered repeats chrf false_positives solved_per_1000_tokens".split()
 OUTCOMES = ("no valid code", *(verdict.value for verdict in Verdict if verdict != Verdict.PASSED), "passed")
-# What the paper reports, in percent (tables 1 to 3 and 4b), a column a (problem set, split, measure): three
-# turns, but for "single turn", three first responses; on CodeContests' test split these are those of table
-# 3b, and table 2 has 11.8, 9.7 and 26.2 for 11.6, 9.5 and 25.9.
-PAPER_COLUMNS = (
-    ("codecontests", "valid", "1@3"),
-    ("codecontests", "test", "1@3"),
-    ("humanevalplus", "", "1@3"),
-    ("mbppplus", "", "1@3"),
-    ("codecontests", "valid", "10@100"),
-    ("codecontests", "test", "10@100"),
-)
-PAPER = {
-    "paper, 8B Instruct": (8.9, 10.5, 63.9, 60.5, 21.7, 24.8),
-    "paper, 8B Instruct, single turn": (9.4, 11.6, 65.3, 58.3, None, None),
-    "paper, 8B, few-shot": (8.5, 8.5, None, None, None, None),
-    "paper, 8B, SFT": (10.3, 10.0, None, None, None, None),
-    "paper, 8B, single-turn RL": (10.2, 10.9, None, None, None, None),
-    "paper, 8B, RLEF without feedback": (12.2, 10.9, None, None, None, None),
-    "paper, 8B, RLEF with token-level values": (13.1, 13.7, None, None, None, None),
-    "paper, 8B, RLEF": (17.2, 16.0, 69.5, 63.1, 29.8, 28.7),
-    "paper, 8B, RLEF, single turn": (16.2, 9.5, 67.5, 57.0, None, None),
-    "paper, 70B Instruct": (25.9, 27.5, 75.0, 70.2, 50.2, 50.3),
-    "paper, 70B Instruct, single turn": (25.6, 25.9, 73.2, 66.9, None, None),
-    "paper, 70B, few-shot": (22.5, 20.3, None, None, None, None),
-    "paper, 70B, SFT": (27.7, 27.2, None, None, None, None),
-    "paper, 70B, single-turn RL": (31.1, 32.9, None, None, None, None),
-    "paper, 70B, RLEF": (37.5, 40.1, 80.4, 72.2, 54.5, 54.5),
-    "paper, 70B, RLEF, single turn": (25.8, 30.3, 78.6, 67.6, None, None),
-    "paper, gpt-4o-2024-05-13": (None, 24.3, 80.7, 71.7, None, None),
-    "paper, gpt-4o-2024-05-13, single turn": (None, 25.3, 82.8, 68.8, None, None),
-}
 
 
 def n_at_k(rollouts: int, public_passed: int, solved: int, n: int, draws: int) -> float:
     """Probability that one of n submissions is right, in closed form (paper section 3.1).
 
     `draws` rollouts are drawn without replacement; n of those that pass the public tests are submitted, fewer
-    if fewer do. How many pass is hypergeometric; all sets of passing rollouts are equally likely submitted.
+    if fewer pass. The number that pass is hypergeometric; each set of n passing rollouts is equally likely.
     """
     chance = 0.0
     for passing in range(max(0, draws - rollouts + public_passed), min(public_passed, draws) + 1):
@@ -95,10 +67,10 @@ def pass_at_k(rollouts: int, solved: int, k: int) -> float:
 
 def rollouts_drawn(measure: str, turn_limit: int, available: int) -> int:
     """How many rollouts of a problem "n@k" or "pass@k" draws. Raises: ValueError if not 1 to `available`."""
-    parts = re.fullmatch(r"([1-9]\d*|pass)@([1-9]\d*)", measure)
-    if not parts or (parts[1] != "pass" and int(parts[1]) > int(parts[2])):
+    match = re.fullmatch(r"([1-9]\d*|pass)@([1-9]\d*)", measure)
+    if not match or (match[1] != "pass" and int(match[1]) > int(match[2])):
         raise ValueError(f"{measure!r} is not a measure: write n@k with n at most k, or pass@k")
-    draws = int(parts[2]) if parts[1] == "pass" else int(parts[2]) // turn_limit
+    draws = int(match[2]) if match[1] == "pass" else int(match[2]) // turn_limit
     if not 1 <= draws <= available:
         needed = f"{draws} rollouts a problem" if draws else f"at least {turn_limit} samples"
         raise ValueError(f"{measure} at turn limit {turn_limit} needs {needed}, but has {available} rollouts")
@@ -127,7 +99,7 @@ def standard_error(scores: Sequence[float], resamples: int = 1000) -> float:
 def chrf(hypothesis: str, reference: str) -> float:
     """chrF (Popović 2015), 0 to 100: F-score (beta 2) of mean n-gram precision and recall, n = 1..6.
 
-    White space is left out; orders for which a side is too short do not count: sacrebleu's effective order.
+    White space is removed. Orders longer than either text are left out, which is sacrebleu's effective order.
     """
     sides = ["".join(hypothesis.split()), "".join(reference.split())]
     precisions, recalls = [], []
@@ -145,12 +117,12 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def record(episode: Episode, wall_seconds: float = 0.0) -> dict:
-    """An episode as the dict of `episodes.jsonl`; `wall_seconds` is its share of the batch's time."""
+    """An episode as the dict in `episodes.jsonl`; `wall_seconds` is its share of the batch's time."""
     dialog = [{"role": "user", "content": first_message(episode.problem)}]
     for turn in episode.turns:
         dialog.append({"role": "assistant", "content": turn.text})
         dialog += [{"role": "user", "content": turn.feedback}] if turn.feedback else []
-    kept = ("outcome", "code", "truncated", "sandbox_seconds")
+    of_turn = ("outcome", "code", "truncated", "sandbox_seconds")
     return {name: getattr(episode, name) for name in ("index", "public_passed", "solved", "truncated")} | {
         "problem": episode.problem.name,
         "group": episode.problem.group,
@@ -158,86 +130,80 @@ def record(episode: Episode, wall_seconds: float = 0.0) -> dict:
         "ids": len(episode.ids),
         "wall_seconds": wall_seconds,
         "turns": [
-            {name: getattr(t, name) for name in kept} | {"tokens": t.end - t.start} for t in episode.turns
+            {name: getattr(t, name) for name in of_turn} | {"tokens": t.end - t.start} for t in episode.turns
         ],
         "dialog": dialog,
     }
 
 
 def dialog_statistics(records: Sequence[dict], turn_limit: int) -> dict:
-    """What training reports of sampled dialogs."""
+    """What training logs about the sampled dialogs: shares of the rollouts, or of the responses.
+
+    `repeats` is the share of the responses after feedback that have the same text as the one before.
+    """
     turns = [turn for entry in records for turn in entry["turns"]]
     texts = [[message["content"] for message in entry["dialog"][1::2]] for entry in records]
-    later = [pair for of in texts for pair in zip(of, of[1:], strict=False)]
     return {
-        "solved": sum(e["solved"] for e in records) / len(records),
+        "solved": _mean(entry["solved"] for entry in records),
         "solved_by_turn": [
-            sum(e["solved"] and len(e["turns"]) <= limit for e in records) / len(records)
+            _mean(entry["solved"] and len(entry["turns"]) <= limit for entry in records)
             for limit in range(1, turn_limit + 1)
         ],
-        "invalid_code": sum(turn["code"] is None for turn in turns) / len(turns),
-        "truncated_responses": sum(turn["truncated"] for turn in turns) / len(turns),
-        "truncated_dialogs": sum(e["truncated"] for e in records) / len(records),
-        "repeats": sum(a == b for a, b in later) / max(1, len(later)),
-        "response_tokens": sum(turn["tokens"] for turn in turns) / len(turns),
+        "invalid_code": _mean(turn["code"] is None for turn in turns),
+        "truncated_responses": _mean(turn["truncated"] for turn in turns),
+        "truncated_dialogs": _mean(entry["truncated"] for entry in records),
+        "repeats": _mean(before == after for dialog in texts for before, after in pairwise(dialog)),
+        "response_tokens": _mean(turn["tokens"] for turn in turns),
     }
 
 
 def summarise(records: Sequence[dict], turn_limit: int) -> dict:
-    """All that is counted without drawing, as plain JSON: shares of the rollouts unless said otherwise.
+    """All statistics of some rollouts, as plain JSON. Most are shares of the rollouts.
 
-    Counts: `outcomes`, `transitions` (one response to the next), `chrf_histogram` (tenths). Shares of a part:
-    `recovered`, solved in the end, of those whose first response failed; `false_positives`, failing a private
-    test, of those that pass the public ones; `repeats`, the same text again, of responses after feedback.
+    `outcomes`, `transitions` (from one response to the next) and `chrf_histogram` (ten bins) are counts.
+    `recovered` is the share solved of the rollouts whose first response failed, `false_positives` the share
+    not solved of those that pass the public tests.
     """
 
     def solved_by(key: str) -> dict[str, float]:
         values = sorted({entry[key] for entry in records})
         return {str(value): _mean(e["solved"] for e in records if e[key] == value) for value in values}
 
+    statistics = dialog_statistics(records, turn_limit)
     turns = [turn for entry in records for turn in entry["turns"]]
-    steps = [step for entry in records for step in zip(entry["turns"], entry["turns"][1:], strict=False)]
-    texts = [[message["content"] for message in entry["dialog"][1::2]] for entry in records]
+    pairs = [pair for entry in records for pair in pairwise(entry["turns"])]
     by_turn = [[e["turns"][t] for e in records if t < len(e["turns"])] for t in range(turn_limit)]
-    outcomes = [Counter(turn["outcome"] for turn in of) for of in by_turn]
-    moves = Counter((before["outcome"], after["outcome"]) for before, after in steps)
-    similarity = [chrf(b["code"], a["code"]) for a, b in steps if a["code"] and b["code"]]
-    solved_at = [sum(e["solved"] and len(e["turns"]) == t for e in records) for t in range(1, turn_limit + 1)]
+    outcomes = [Counter(turn["outcome"] for turn in same_turn) for same_turn in by_turn]
+    transitions = Counter((before["outcome"], after["outcome"]) for before, after in pairs)
+    similarity = [chrf(b["code"], a["code"]) for a, b in pairs if a["code"] and b["code"]]
     tokens = sum(turn["tokens"] for turn in turns)
     return {
         "rollouts": len(records),
-        "solved": _mean(entry["solved"] for entry in records),
+        "solved": statistics["solved"],
         "public_passed": _mean(entry["public_passed"] for entry in records),
-        "solved_by_turn": [done / max(1, len(records)) for done in accumulate(solved_at)],
+        "solved_by_turn": statistics["solved_by_turn"],
         "by_group": solved_by("group"),
         "by_public_tests": solved_by("public_tests"),
         "false_positives": _mean(not entry["solved"] for entry in records if entry["public_passed"]),
         "outcomes": {f"turn {t}": {kind: of[kind] for kind in OUTCOMES} for t, of in enumerate(outcomes, 1)},
-        "transitions": {a: {b: moves[a, b] for b in OUTCOMES} for a in OUTCOMES[:-1]},
+        "transitions": {a: {b: transitions[a, b] for b in OUTCOMES} for a in OUTCOMES[:-1]},
         "recovered": _mean(e["solved"] for e in records if e["turns"][0]["outcome"] != "passed"),
-        "repeats": _mean(a == b for of in texts for a, b in zip(of, of[1:], strict=False)),
+        "repeats": statistics["repeats"],
         "chrf": _mean(similarity),
         "chrf_histogram": np.histogram(similarity, bins=10, range=(0, 100))[0].tolist(),
-        "response_tokens": [_mean(turn["tokens"] for turn in of) for of in by_turn],
-        "truncated_responses": _mean(turn["truncated"] for turn in turns),
-        "truncated_dialogs": _mean(entry["truncated"] for entry in records),
+        "response_tokens": [_mean(turn["tokens"] for turn in same_turn) for same_turn in by_turn],
+        "truncated_responses": statistics["truncated_responses"],
+        "truncated_dialogs": statistics["truncated_dialogs"],
         "generated_tokens": tokens,
         "prompt_tokens": sum(entry["ids"] for entry in records) - tokens,
         "sandbox_seconds": sum(turn["sandbox_seconds"] for turn in turns),
         "wall_seconds": sum(entry["wall_seconds"] for entry in records),
-        "solved_per_1000_tokens": 1000 * sum(solved_at) / max(1, tokens),
+        "solved_per_1000_tokens": 1000 * sum(entry["solved"] for entry in records) / max(1, tokens),
     }
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write beside `path`, then rename: what stands there is always whole."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text)
-    beside.replace(path)
-
-
 def read_run(directory: Path) -> tuple[dict, list[dict]]:
-    """Settings and records of a run; a last line without its end, cut by a crash, is left out.
+    """Settings and records of a run, without a last line that a crash has cut.
 
     Raises: ValueError, one sentence, if `directory` is no run of this program.
     """
@@ -249,37 +215,37 @@ def read_run(directory: Path) -> tuple[dict, list[dict]]:
 
 
 def _sample(model, tokenizer, problems, sandbox, settings, rollouts, about, directory, others) -> list[dict]:
-    """Records of `rollouts` a problem, resumable in `directory`; a later call must agree with `about`."""
+    """Records of `rollouts` rollouts per problem; continues the run `about` if it is in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     path, records = directory / "episodes.jsonl", []
     if path.exists():
         old, records = read_run(directory)
-        wrong = [f"{key} {old.get(key)!r}, now {about[key]!r}" for key in about if old.get(key) != about[key]]
-        if records and wrong:
-            raise ValueError(f"{directory} holds rollouts with {'; '.join(wrong)}: give another --output")
+        other = [f"{key} {old.get(key)!r}, now {about[key]!r}" for key in about if old.get(key) != about[key]]
+        if records and other:
+            raise ValueError(f"{directory} holds rollouts with {'; '.join(other)}: give another --output")
     schedule, chunk = list(problems) * rollouts, 2 * settings.batch_rows
     planned = {"episodes": max(len(schedule), len(records))}
     write_whole(directory / "settings.json", json.dumps(about | planned, indent=1))
     if len(records) < len(schedule):
-        # Who shares a batch moves logits by a rounding error: an unfinished chunk is sampled again whole.
+        # Logits depend on the other rows of a batch by rounding, so an unfinished chunk is sampled again.
         records = records[: len(records) // chunk * chunk]
         write_whole(path, "".join(json.dumps(entry) + "\n" for entry in records))
     bar = tqdm(total=len(schedule), initial=len(records), desc=directory.name, unit="rollout")
     for start in range(len(records), len(schedule), chunk):
-        began, part = time.perf_counter(), schedule[start : start + chunk]
-        episodes = rollout(model, tokenizer, part, sandbox, settings, about["seed"], start, True, others)
-        share = (time.perf_counter() - began) / len(part)
-        records += [record(episode, share) for episode in episodes]
+        began, batch = time.perf_counter(), schedule[start : start + chunk]
+        episodes = rollout(model, tokenizer, batch, sandbox, settings, about["seed"], start, True, others)
+        seconds = (time.perf_counter() - began) / len(batch)
+        records += [record(episode, seconds) for episode in episodes]
         with path.open("a") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in records[start:])
-        bar.update(len(part))
+        bar.update(len(batch))
         bar.set_postfix_str(f"solved {_mean(entry['solved'] for entry in records):.3f}")
     bar.close()
     return records[: len(schedule)]
 
 
 def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
-    """Settings and records of a run for each feedback, turn limit and temperature that the flags ask for."""
+    """Settings and records of a run for each feedback, turn limit and temperature in the flags."""
     check_device(args.device)
     if min(args.rollouts, *args.turn_limits) < 1:
         raise ValueError(
@@ -288,69 +254,54 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     samples = args.rollouts * max(args.turn_limits)
     for measure, limit in product(args.report, args.turn_limits):
         rollouts_drawn(measure, limit, samples // limit)
-    sure = {measure.startswith("1@") or measure == "pass@1" for measure in args.report}
-    temperatures = args.temperature or [0.2 if one else 1.0 for one in sorted(sure, reverse=True)]
+    usual = {0.2 if measure.startswith("1@") or measure == "pass@1" else 1.0 for measure in args.report}
+    variants = list(product(args.feedback, args.turn_limits, args.temperature or sorted(usual)))
     tokenizer = load_tokenizer(args.model, args.chat_template, args.gguf_file)
     split, cut = load_problems(args.problems, args.split), args.public_tests or sys.maxsize
     model = load_model(args.model, args.device, args.dtype, args.attention, args.gguf_file)
-    context, rows = min(args.context, model.config.max_position_embeddings), args.batch_rows
-    new = args.max_new_tokens or context // 8
     problems = [
         replace(p, public_tests=p.public_tests[:cut], private_tests=p.public_tests[cut:] + p.private_tests)
         for p in split[: args.limit_problems or None]
     ]
-    asked = RolloutSettings(3, new, context, examples=args.examples)
-    places = fitting(problems, tokenizer, asked)
+    context = min(args.context, model.config.max_position_embeddings)
+    given = {name: getattr(args, name) for name in ("top_p", "batch_rows", "examples")}
+    new = args.max_new_tokens or context // 8
+    shared = RolloutSettings(max_new_tokens=new, context=context, **given)
+    places = fitting(problems, tokenizer, shared)
     if len(places) < len(problems):
-        told = too_long(problems, places, "problems", asked)
-        raise ValueError(f"{told}: give more of the one or less of the other")
-    weights = 0  # a checksum: old rollouts must not pass for those of a retrained model
+        message = too_long(problems, places, "problems", shared)
+        raise ValueError(f"{message}: give more of the one or less of the other")
+    weights = 0  # a checksum, so that a retrained model does not continue the run of the old one
     for parameter in model.parameters():
         weights = zlib.crc32(parameter.detach().cpu().flatten().view(torch.uint8).numpy(), weights)
-    tests = zlib.crc32(repr((problems, read_examples(args.examples))).encode())  # as of the weights
+    tests = zlib.crc32(repr((problems, read_examples(args.examples))).encode())
     flags = ("model", "problems", "split", "limit_problems", "public_tests", "chat_template", "seed")
-    variants, runs = list(product(args.feedback, args.turn_limits, temperatures)), {}
+    sampled = {flag: getattr(args, flag) for flag in flags} | {"weights": weights, "tests": tests}
+    runs = {}
     with Sandbox() as sandbox:
         for feedback, limit, temperature in variants:
-            how = limit, new, context, temperature, args.top_p, feedback, rows, args.examples
-            settings = RolloutSettings(*how)
-            about = (
-                {flag: getattr(args, flag) for flag in flags}
-                | {"weights": weights, "tests": tests}
-                | asdict(settings)
-            )
-            name = f"{feedback}-{limit}-{temperature}"
-            place = Path(args.output) / (name if len(variants) > 1 else "")
-            count = samples // limit
+            settings = replace(shared, feedback=feedback, turn_limit=limit, temperature=temperature)
+            about = sampled | asdict(settings)
+            name = plots.RUN_NAME.format(**about)
+            place, count = Path(args.output) / (name if len(variants) > 1 else ""), samples // limit
             records = _sample(model, tokenizer, problems, sandbox, settings, count, about, place, split)
             runs[name] = (about, records)
     return runs
 
 
 def compare(runs: dict[str, tuple[dict, list]], measures: Sequence[str]) -> tuple[dict, dict]:
-    """Summaries by name, and `table` rows: runs, differences to the first, paired by problem, the paper's.
+    """Summaries by name, and rows of a table: runs, paired differences from the first, the paper's results.
 
     Raises: ValueError if a run has too few rollouts for a measure, or no problem in common with the first.
     """
     summaries, rows, scores, first = {}, {}, {}, next(iter(runs))
-    told = (
-        "public_passed",
-        "solved",
-        "recovered",
-        "repeats",
-        "chrf",
-        "false_positives",
-        "solved_per_1000_tokens",
-    )
     for name, (about, records) in runs.items():
         scores[name] = {m: problem_scores(records, m, about["turn_limit"]) for m in measures}
-        estimates = {
-            m: (_mean(of.values()), standard_error([*of.values()])) for m, of in scores[name].items()
-        }
+        estimates = {m: (_mean(s.values()), standard_error([*s.values()])) for m, s in scores[name].items()}
         summary = summarise(records, about["turn_limit"])
         summaries[name] = {"settings": about, "measures": estimates, **summary}
         rows[name] = {m: f"{value:.3f} ±{error:.3f}" for m, (value, error) in estimates.items()}
-        rows[name] |= {key: f"{summary[key]:.3f}" for key in told}
+        rows[name] |= {key: f"{summary[key]:.3f}" for key in COMPARED}
     for name in list(runs)[1:]:
         shared = sorted(scores[name][measures[0]].keys() & scores[first][measures[0]].keys())
         if not shared:
@@ -358,17 +309,12 @@ def compare(runs: dict[str, tuple[dict, list]], measures: Sequence[str]) -> tupl
         gaps = {m: [scores[name][m][p] - scores[first][m][p] for p in shared] for m in measures}
         row = {m: f"{_mean(gap):+.3f} ±{standard_error(gap):.3f}" for m, gap in gaps.items()}
         rows[f"{name} less {first}, {len(shared)} problems"] = row
-    # A set's name, its repository on the hub and its files differ in "_", "-" and capitals.
-    source, split = re.sub("[^a-z]", "", runs[first][0]["problems"].lower()), runs[first][0]["split"]
-    for name, figures in PAPER.items():
-        columns = zip(PAPER_COLUMNS, figures, strict=True)
-        row = {m: f"{f / 100:.3f}" for (p, s, m), f in columns if f and p in source and s in ("", split)}
-        rows |= {name: row} if row else {}
+    rows |= paper.rows(runs[first][0]["problems"], runs[first][0]["split"])
     return summaries, rows
 
 
 def table(rows: dict[str, dict]) -> str:
-    """Rows of named cells as aligned text; rows and columns of nothing but 0 are left out."""
+    """Rows of named cells as aligned text, without the rows and columns that are 0 or empty throughout."""
     rows = {name: row for name, row in rows.items() if any(row.values())}
     names = dict.fromkeys(name for row in rows.values() for name in row)
     columns = [name for name in names if any(row.get(name) for row in rows.values())]
@@ -378,27 +324,42 @@ def table(rows: dict[str, dict]) -> str:
     return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
 
 
+def before_and_after(before: dict, after: dict) -> str:
+    """The table of a training run: `summarise` with "true" and "random" feedback, before and after."""
+
+    def figures(result: dict) -> dict[str, float]:
+        true, random = result["true"], result["random"]
+        by_turn = {f"solved within turn {t}": share for t, share in enumerate(true["solved_by_turn"], 1)}
+        by_group = {f"solved: {group or 'all'}": share for group, share in sorted(true["by_group"].items())}
+        difference = {"true minus random": true["solved"] - random["solved"]}
+        random = {"solved, random feedback": random["solved"]}
+        return by_turn | random | difference | {"repeats after feedback": true["repeats"]} | by_group
+
+    then, now = figures(before), figures(after)
+    return table({name: {"before": f"{then[name]:.3f}", "after": f"{now[name]:.3f}"} for name in then})
+
+
 def main() -> None:
-    """The command line: sample runs, or read those to be compared; print and write what they show."""
+    """The command line: sample runs, or read the runs to compare; print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("--model", default="runs/toy/best", help="Hugging Face directory or hub name")
     add("--problems", default="toy", help="toy, code_contests, humaneval_plus, mbpp_plus, or a file")
     add("--split", default="test")
-    add("--compare", nargs="+", metavar="RUN", help="directories of runs: compare them, sample nothing")
-    add("--output", default="runs/evaluation", help="directory of the run; of several runs, the one above")
+    add("--compare", nargs="+", metavar="RUN", help="compare the runs in these directories, sample nothing")
+    add("--output", default="runs/evaluation", help="directory of the run, or above several runs")
     add("--report", nargs="+", help="such as 1@3 10@100 pass@10 (default: 1@L of the longest turn limit L)")
-    add("--rollouts", type=int, default=20, help="a problem, at the longest turn limit; else as many samples")
-    add("--turn_limits", type=int, nargs="+", default=[3], help="responses a rollout may have")
+    add("--rollouts", type=int, default=20, help="per problem at the longest turn limit; else equal samples")
+    add("--turn_limits", type=int, nargs="+", default=[3], help="maximum number of responses in a rollout")
     add("--feedback", nargs="+", default=["true"], choices=FEEDBACK)
     add("--temperature", type=float, nargs="+", help="default: the paper's, 0.2 for 1@k and pass@1, else 1.0")
     add("--top_p", type=float, default=0.95)
-    add("--max_new_tokens", type=int, default=0, help="of a response (default: an eighth of the context)")
+    add("--max_new_tokens", type=int, default=0, help="per response (default: an eighth of the context)")
     add("--context", type=int, default=8192, help="tokens of a dialog, at most the model's own limit")
     add("--batch_rows", type=int, default=256, help="dialogs sampled at once")
-    add("--public_tests", type=int, default=0, help="only so many a problem; the others become private")
-    add("--limit_problems", type=int, default=0, help="only the first so many problems")
-    add("--examples", default="", help="JSON list of chat messages that precede every dialog (few-shot)")
+    add("--public_tests", type=int, default=0, help="use this many per problem; the others become private")
+    add("--limit_problems", type=int, default=0, help="use the first problems only, this many")
+    add("--examples", default="", help="JSON list of chat messages before every dialog (few-shot)")
     add("--chat_template", default="", help="file with a chat template, for models that have none")
     add("--gguf_file", default="", help="file of --model that holds its weights as GGUF")
     add("--dtype", default="auto", help="number type of the computation (default: the checkpoint's)")
@@ -416,7 +377,10 @@ def main() -> None:
     summaries, rows = compare(runs, args.report)
     for name, summary in summaries.items():
         groups = {group or "all": {"solved": f"{share:.3f}"} for group, share in summary["by_group"].items()}
-        print(f"\n{name}", *map(table, (summary["outcomes"], summary["transitions"], groups)), sep="\n\n")
+        print(f"\n{name}: {plots.DESCRIPTION.format(**summary['settings'])}")
+        print("\nresponses by turn (row) and outcome", table(summary["outcomes"]), sep="\n")
+        print("\noutcome (row) and the next one (column)", table(summary["transitions"]), sep="\n")
+        print("\nshare of rollouts solved, by group", table(groups), sep="\n")
     print("\n" + table(rows))
     Path(args.output).mkdir(parents=True, exist_ok=True)
     target = Path(args.output) / ("comparison.json" if args.compare else "summary.json")

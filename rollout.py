@@ -42,13 +42,12 @@ from data import (
     Problem,
     feedback_message,
     first_message,
-    first_messages,
-    load_problems,
     make_job,
 )
 from distributed import friendly_errors, load_model, load_tokenizer
 from sampling import RaggedCache, forward, sample_tokens
 from sandbox import Sandbox, TestResult, Verdict
+from sources import first_messages, load_problems
 
 FEEDBACK = ("true", "random", "none")
 PREFILL_TOKENS = 32768  # of prompts and feedback, padding included, that go through the model at once

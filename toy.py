@@ -1,23 +1,24 @@
-"""The offline world: a tiny language model, and problems that cannot be solved without reading the feedback.
+"""The offline world: a tiny language model, and problems that can only be solved by reading the feedback.
 
-Paper: none of this; it stands in for Llama 3.1 and CodeContests, so that all of RLEF runs on a laptop in
-minutes. Nothing else in the project knows that the world is small: `problems` gives what a data set would,
-`ensure_base` a Hugging Face directory as a hub would.
+Paper: not in it. This replaces Llama 3.1 and CodeContests, so that all of RLEF runs on a laptop in minutes.
+The rest of the project does not know that the world is small: `problems` returns what a data set would, and
+`ensure_base` a Hugging Face directory.
 
-A problem has a family (say, lists of numbers), a rule of the family (reverse the list) and a way to print
-(with commas). The statement names the family only, so thirty programs may be meant. Each public test tells
-all thirty apart: whoever reads one line of feedback knows the answer, whoever does not has one chance in
-thirty a turn. Different places of an input are spelt with different characters (the first number with 1 to 4,
-the second with 5 to 9), and a line of a program is one token: reading takes recognising, not arithmetic. A
-model of a third of a million parameters learns it in a minute.
+A problem has a family (for example lists of numbers), a rule of that family (reverse the list) and a way to
+print (with commas). The statement names the family only, so thirty programs are possible. Each of them gives
+another output on each public test: one line of feedback identifies the right program, and without feedback
+the chance is one in thirty per turn. The parts of an input use different characters (the first number 1 to 4,
+the second 5 to 9) and each line of a program is one token, so that reading needs recognition but no
+arithmetic. A model with a third of a million parameters learns it in a minute.
 
-The warm start makes the model that RLEF starts from, by imitation of synthetic dialogs, in two lessons: first
-how feedback is read, then mostly not to read it. In the second most answers, after feedback too, are the
-family's first program, some are another guess or broken code, and few follow the feedback. At a low
-temperature that model says the same thing three times. RL sees only part of the world. The test split has
-three groups: "seen" (rule and print met in RL, other inputs), "new combination" (both met, never together)
-and "new rule" (never met by RL; the warm start has, or the model could not name it). No input stands in two
-splits.
+The model that RLEF starts from is trained on synthetic dialogs (the warm start), in two lessons. The first
+teaches to read: a wrong guess, its feedback, the right program. RL can then sample repairs and reinforce
+them. The second teaches a habit that RLEF has to change: most answers, also after feedback, are the family's
+first program, some are another guess or broken code, and few use the feedback.
+
+RL sees only a part of the world. The test split has three groups: "seen" (the rule and the way to print occur
+in RL, with other inputs), "new combination" (both occur, but never together) and "new rule" (occurs only in
+the warm start, which teaches its name). No input is in two splits.
 
 Run alone: `python toy.py [DIRECTORY]` builds the model and prints a dialog of the warm start.
 """
@@ -50,26 +51,23 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL_TOKENS = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
-SPLIT_OF_INPUT = ["train"] * 7 + ["valid"] + ["test"] * 2  # by a hash of the input
+SPLIT_OF_INPUT = ["train"] * 7 + ["valid"] + ["test"] * 2  # indexed by a hash of the input
 
 
 @dataclass(frozen=True)
 class Family:
-    """Problems that share a statement; `held_out` are the rules that RL never meets."""
+    """Problems that share a statement."""
 
     statement: str
-    places: tuple[tuple[str, ...], ...]  # the words of an input; of each character, which it may be
-    separator: str  # between these words
+    words: tuple[tuple[str, ...], ...]  # of an input: for each character, the choices
+    separator: str  # between the words
     read: str  # first line of a program
     rules: tuple[str, ...]  # second line
     shows: tuple[str, ...]  # third line
-    held_out: tuple[int, ...] = (3, 7)
+    held_out: tuple[int, ...] = (3, 7)  # rules that do not occur in RL
 
     def programs(self) -> list[str]:
-        """All programs that the statement leaves open.
-
-        Program i has rule i // len(shows), show i % len(shows).
-        """
+        """All programs that fit the statement: program i has rule i // len(shows), show i % len(shows)."""
         return [f"{self.read}\n{rule}\n{show}\n" for rule in self.rules for show in self.shows]
 
 
@@ -155,10 +153,7 @@ FAMILIES = (
 
 @functools.cache
 def _output(program: str, text: str) -> str:
-    """What one of this module's own programs prints.
-
-    Only for these: a model's programs belong into the sandbox.
-    """
+    """What a program of this module prints. A model's programs run in the sandbox, never here."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(program, "solution.py", "exec"), {"input": lambda: text})
@@ -167,21 +162,22 @@ def _output(program: str, text: str) -> str:
 
 @functools.cache
 def inputs(family: Family, split: str) -> list[str]:
-    """The family's inputs in this split; on each of them all programs of the family differ in output."""
+    """The family's inputs in this split: the outputs of all its programs differ on each of them."""
     draw = random.Random(f"{family.statement} {split}")
     found: dict[str, None] = {}
     while len(found) < (300 if split == "train" else 40):
-        text = family.separator.join("".join(map(draw.choice, word)) for word in family.places)
+        text = family.separator.join("".join(map(draw.choice, word)) for word in family.words)
         if text in found or SPLIT_OF_INPUT[zlib.crc32(text.encode()) % 10] != split:
             continue
-        outputs = [_output(program, text) for program in family.programs()]
-        if not any(outputs_match(a, b) for i, a in enumerate(outputs) for b in outputs[:i]):
+        programs = family.programs()
+        outputs = {" ".join(_output(program, text).lower().split()) for program in programs}  # as the judge
+        if len(outputs) == len(programs):
             found[text] = None
     return list(found)
 
 
 def group_of(family: Family, program: int) -> str:
-    """Which group a program of the family is in; RL trains on "seen" only."""
+    """The group of a program of the family; RL trains on "seen" only."""
     rule, show = divmod(program, len(family.shows))
     if rule in family.held_out:
         return "new rule"
@@ -209,11 +205,7 @@ def _problem(family: Family, program: int, split: str, name: str, draw: random.R
 
 @functools.cache
 def problems(split: str) -> list[Problem]:
-    """The problems of "train" (1200, all of group "seen"), "valid" (120, likewise) or "test" (240, all
-    groups).
-
-    Raises: ValueError for an unknown split.
-    """
+    """The problems of "train" (1200), "valid" (120), both of group "seen", or "test" (240, all groups)."""
     sizes = {
         "train": {"seen": 1200},
         "valid": {"seen": 120},
@@ -236,23 +228,20 @@ def problems(split: str) -> list[Problem]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, and one token for each fixed line of the prompts and each line of the programs.
-
-    Every text can be encoded; what the world is made of (digits, letters, separators) is a token a character.
-    """
+    """One token for each byte, for each fixed line of the prompts and for each line of the programs."""
     vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    idioms = ["```python\n", "\n```", "Traceback (most recent call last):\n", '  File "solution.py", line ']
-    idioms += [", in <module>\n", "NameError: name '", "' is not defined"]
-    idioms += [data.FORMAT_TOKENS.strip(), data.NO_VALID_CODE, data.CLOSING, data.PUBLIC_TESTS_PASSED]
+    phrases = ["```python\n", "\n```", "Traceback (most recent call last):\n", '  File "solution.py", line ']
+    phrases += [", in <module>\n", "NameError: name '", "' is not defined"]
+    phrases += [data.FORMAT_TOKENS.strip(), data.NO_VALID_CODE, data.CLOSING, data.PUBLIC_TESTS_PASSED]
     for template in data.FEEDBACK_TOKENS.values():
-        idioms += [line + "\n" for line in template.splitlines() if "{" not in line]
+        phrases += [line + "\n" for line in template.splitlines() if "{" not in line]
     for family in FAMILIES:
-        idioms += [family.statement + "\n\n", family.read, *family.rules, *family.shows]
-    idioms = [idiom for idiom in dict.fromkeys(idioms) if len(idiom) > 1]
-    tokenizer.add_tokens([AddedToken(idiom, normalized=False) for idiom in idioms])
+        phrases += [family.statement + "\n\n", family.read, *family.rules, *family.shows]
+    phrases = [phrase for phrase in dict.fromkeys(phrases) if len(phrase) > 1]
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
@@ -264,7 +253,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _results(program: str, problem: Problem) -> list[TestResult]:
-    """What the sandbox would say of one of our programs, without the cost of a process."""
+    """The results that the sandbox would give for a program of this module, without starting a process."""
     results = []
     for test in problem.public_tests:
         try:
@@ -285,19 +274,21 @@ def warm_start_dialog(
     favourite: float = 0.75,
     faults: float = 0.1,
 ) -> list[dict]:
-    """A synthetic dialog; `reading` is the share of its answers after feedback that follow the feedback.
+    """The chat messages of a synthetic dialog.
 
-    Of the other answers a share `favourite` is the family's first program, the rest is a guess among all.
-    A share `faults` of both is broken: two thirds of these are not Python, one third crashes.
+    Args:
+        reading: the share of answers after feedback that are the right program.
+        favourite: the share of the other answers that are the family's first program; the rest are guesses.
+        faults: the share of these that are broken: two thirds are not valid Python, one third crash.
     """
     family = draw.choice(FAMILIES)
     programs = family.programs()
     problem = _problem(family, draw.randrange(len(programs)), "train", "warm start", draw)
     messages = [{"role": "user", "content": first_message(problem)}]
-    told = False
+    answer_known = False  # from the feedback
     for turn in range(turn_limit):
         program, results = problem.answer, None
-        if not told or draw.random() >= reading:
+        if not answer_known or draw.random() >= reading:
             program = programs[0] if draw.random() < favourite else draw.choice(programs)
             fault = draw.random()
             if fault < 2 / 3 * faults:
@@ -310,21 +301,56 @@ def warm_start_dialog(
         if turn + 1 == turn_limit or results and all(r.verdict == Verdict.PASSED for r in results):
             break
         messages.append({"role": "user", "content": feedback_message(problem, results)})
-        told = results is not None and results[0].verdict == Verdict.WRONG_ANSWER
+        answer_known = results is not None and results[0].verdict == Verdict.WRONG_ANSWER
     return messages
 
 
-def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600, 80)) -> Path:
-    """The Hugging Face directory of the warm-started model, built when it is not there.
+def _answer_mask(ids: torch.Tensor, tokenizer, first: int) -> torch.Tensor:
+    """(B, T-1) Which tokens of `ids[:, 1:]` are of an answer; answers before number `first` do not count."""
+    user, assistant = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[1:3])
+    markers = torch.where(ids == assistant, 1, torch.where(ids == user, -1, 0))  # (B, T)
+    headers = torch.arange(ids.shape[1]) * (markers != 0)  # (B, T)
+    in_answer = markers.gather(1, headers.cummax(1).values) == 1  # (B, T) the last marker so far is assistant
+    answers = in_answer[:, :-1] & (ids[:, 1:] != user) & (ids[:, 1:] != tokenizer.pad_token_id)  # (B, T-1)
+    return answers & ((ids == assistant).cumsum(1)[:, :-1] >= first)  # (B, T-1)
 
-    Args: lessons: steps of the two lessons, that which teaches to read and that which teaches not to.
-    """
+
+def _warm_start(model: LlamaForCausalLM, tokenizer, draw: random.Random, lessons: tuple[int, int]) -> None:
+    optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.1, betas=(0.9, 0.98))
+    bar = tqdm(range(sum(lessons)), desc="warm start", unit="step")
+    for step in bar:
+        reads = step < lessons[0]
+        progress = step / lessons[0] if reads else (step - lessons[0]) / lessons[1]
+        rate = (min(1.0, 10 * progress, 2 * (1 - progress)) + 0.02) * (4e-3 if reads else 8e-4)
+        optimiser.param_groups[0]["lr"] = rate
+        if reads:
+            dialogs = [warm_start_dialog(draw, 2, reading=1, favourite=0, faults=0) for _ in range(32)]
+        else:
+            dialogs = [warm_start_dialog(draw) for _ in range(64)]
+        texts = [tokenizer.apply_chat_template(dialog, tokenize=False) for dialog in dialogs]
+        batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+        ids = batch.input_ids  # (B, T)
+        logits = model(ids[:, :-1]).logits  # (B, T-1, V)
+        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")  # (B, T-1)
+        # After 50 steps the first lesson skips the first answer: a random guess cannot be learned.
+        answers = _answer_mask(ids, tokenizer, first=2 if reads and step > 50 else 1)  # (B, T-1)
+        loss = losses[answers].mean()
+        if reads:  # the tests show how programs behave: learning these tokens too takes far fewer dialogs
+            loss += 0.3 * losses[ids[:, 1:] != tokenizer.pad_token_id].mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        bar.set_postfix_str(f"loss {loss.item():.3f}")
+
+
+def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600, 80)) -> Path:
+    """The Hugging Face directory of the warm-started model, built if missing; `lessons` are in steps."""
     if (directory / "config.json").exists():
         return directory
     check_replaceable(directory)
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
-    draw = random.Random(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -341,45 +367,12 @@ def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600,
         eos_token_id=tokenizer.eos_token_id,
     )
     model = LlamaForCausalLM(config)
-    user, assistant = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[1:3])
-    optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.1, betas=(0.9, 0.98))
-    bar = tqdm(range(sum(lessons)), desc="warm start", unit="step")
-    for step in bar:
-        reads = step < lessons[0]
-        progress = step / lessons[0] if reads else (step - lessons[0]) / lessons[1]
-        rate = (min(1.0, 10 * progress, 2 * (1 - progress)) + 0.02) * (4e-3 if reads else 8e-4)
-        optimiser.param_groups[0]["lr"] = rate
-        if reads:
-            # A wrong guess, feedback, the right answer: short dialogs, in which only reading can be learned.
-            dialogs = [warm_start_dialog(draw, 2, reading=1, favourite=0, faults=0) for _ in range(32)]
-        else:
-            dialogs = [warm_start_dialog(draw) for _ in range(64)]
-        texts = [tokenizer.apply_chat_template(dialog, tokenize=False) for dialog in dialogs]
-        ids = tokenizer(
-            texts, add_special_tokens=False, padding=True, return_tensors="pt"
-        ).input_ids  # (B, T)
-        markers = torch.where(ids == assistant, 1, torch.where(ids == user, -1, 0))  # (B, T)
-        headers = torch.arange(ids.shape[1]) * (markers != 0)  # (B, T)
-        spoken = markers.gather(1, headers.cummax(1).values) == 1  # (B, T) in an answer or at its header
-        words = ids[:, 1:] != tokenizer.pad_token_id  # (B, T-1)
-        answers = words & spoken[:, :-1] & (ids[:, 1:] != user)  # (B, T-1)
-        if reads and step > 50:
-            answers &= (ids == assistant).cumsum(1)[:, :-1] > 1  # (B, T-1) not the guess: it would be noise
-        logits = model(ids[:, :-1]).logits  # (B, T-1, V)
-        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")  # (B, T-1)
-        loss = losses[answers].mean()
-        if reads:
-            loss += 0.3 * losses[words].mean()  # what tests say of programs: far fewer dialogs are needed
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        bar.set_postfix_str(f"loss {loss.item():.3f}")
-    beside = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    replace_whole(directory, beside)
+    _warm_start(model, tokenizer, random.Random(seed), lessons)
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    replace_whole(directory, partial)
     return directory
 
 

@@ -41,7 +41,7 @@ from config import Config, parse_config
 from data import Problem
 from distributed import as_forward, gather, load_model, rank, ranks
 from episodes import EpisodeSource, Sampler, load_split, sample_for_learners
-from evaluate import dialog_statistics, record, summarise, table
+from evaluate import before_and_after, dialog_statistics, record, summarise
 from rollout import Episode, show
 from sandbox import Sandbox
 from tools import plots
@@ -363,21 +363,6 @@ def probe(setup: Setup, policy) -> dict:
     return result | {"episode": show(setup.sampler.tokenizer, shown)}
 
 
-def comparison(before: dict, after: dict) -> str:
-    """Test problems before and after training."""
-
-    def figures(result: dict) -> dict[str, float]:
-        true, random = result["true"], result["random"]
-        by_turn = {f"solved within turn {t}": share for t, share in enumerate(true["solved_by_turn"], 1)}
-        by_group = {f"solved: {group or 'all'}": share for group, share in sorted(true["by_group"].items())}
-        difference = {"true minus random": true["solved"] - random["solved"]}
-        random = {"solved, random feedback": random["solved"]}
-        return by_turn | random | difference | {"repeats after feedback": true["repeats"]} | by_group
-
-    then, now = figures(before), figures(after)
-    return table({name: {"before": f"{then[name]:.3f}", "after": f"{now[name]:.3f}"} for name in then})
-
-
 def finish(setup: Setup) -> dict:
     """After the last iteration: the best policy on the test problems, the table, `result.json`."""
     config, run, after = setup.config, setup.run, None
@@ -390,7 +375,7 @@ def finish(setup: Setup) -> dict:
     result = {"before": run.progress["before"], "after": after, "seconds": run.seconds}
     if rank() == 0:
         if setup.test:
-            print(comparison(result["before"], after), after["episode"], sep="\n")
+            print(before_and_after(result["before"], after), after["episode"], sep="\n")
         if config.iterations:
             plots.curves(run.path)
         print("seconds: " + ", ".join(f"{phase} {spent:.0f}" for phase, spent in run.seconds.items()))

@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from evaluate import problem_scores, read_run, summarise, write_whole  # noqa: E402
+from checkpoints import write_whole  # noqa: E402
+from evaluate import problem_scores, read_run, summarise  # noqa: E402
 from tools import plots  # noqa: E402
 
 RUNS, RESULTS = ROOT / "runs" / "ablations", ROOT / "benchmarks" / "ablations"

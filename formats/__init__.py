@@ -1,1 +1,1 @@
-"""Rows of published problem sets, and what they say in our terms: a format a file."""
+"""Rows of published problem sets as `data.Problem`: one file for each format."""

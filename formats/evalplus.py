@@ -1,10 +1,11 @@
-"""Evalplus's rows, HumanEval+ and MBPP+: their test code cut into asserts that each judge one call.
+"""Rows of HumanEval+ and MBPP+ (evalplus): their test code is cut into asserts of one call each.
 
-Paper: section 3.3 evaluates on both. A row has inputs by the hundred. The original tests, the *base* tests,
-come first and give feedback; evalplus's own, the *plus* tests, score. What a call must return stands in the
-row as code (`test` of the hub's rows), or it is what the canonical solution returns (evalplus's own files,
-with `base_input` and `plus_input`): then the canonical solution runs in the judge's process, never in this
-one. Nothing of a row is executed here; its long lists are not even parsed, which would take seconds.
+Paper: both sets are evaluated in section 3.3. A row has hundreds of inputs. The original tests, called *base*
+tests, come first and are our public tests; the *plus* tests that evalplus added are our private tests. The
+expected results are either in the row, as code (`test`, in the rows on the hub), or they are what the
+canonical solution returns (evalplus's own files, with `base_input` and `plus_input`). In the second case the
+canonical solution runs in the judge's process. No code of a row runs in this process, and the long lists of a
+row are cut as text, because parsing them would take seconds.
 
 Run alone: `python -m formats.evalplus FILE` prints the base tests of the first row of a .jsonl.gz file.
 """
@@ -16,9 +17,13 @@ import json
 import re
 import sys
 
-# The judge has the standard library only: to import numpy for each test would cost more than the test. This
-# stand-in has what evalplus's helpers call; unlike numpy it does not stretch the shorter side. `Expected`
-# stands right of ==, so that a failed assert can tell both values; its == is the data set's own comparison.
+from data import MBPP_STATEMENT, Problem
+from distributed import friendly_errors
+from sandbox import AssertTest
+
+# The judge has only the standard library: importing numpy would take longer than a test. This replacement has
+# what evalplus's helpers call; unlike numpy, it does not broadcast. `Expected` is the right side of ==, so
+# that a failed assert can report both values; its == is the comparison of the data set.
 JUDGE_HELPERS = """\
 import sys, types
 from math import inf, nan
@@ -42,8 +47,8 @@ class Expected:
     def __repr__(self):
         return repr(self.values[0])
 """
-# Evalplus's comparison, for its own files, which hold inputs only. (It takes a second answer for Mbpp/558 and
-# 581, we do not. The hub's rows bring their comparisons along.)
+# Evalplus's comparison, for its own files, which have inputs only; rows on the hub contain their comparison.
+# (Evalplus accepts a second answer for Mbpp/558 and 581, we do not.)
 COMPARISON = """
 def assertion(out, exp, atol):
     {normalise}
@@ -65,8 +70,8 @@ ZERO_COMPARISON = """
 def assertion(out, exp, coefficients, atol):
     assert abs(sum(c * out**i for i, c in enumerate(coefficients))) <= atol
 """
-# How many different inputs the original tests of each HumanEval problem have. The hub's rows have them first,
-# and do not say how many they are.
+# The number of different inputs in the original tests of each HumanEval problem. Rows on the hub begin with
+# these inputs, but do not say how many they are.
 HUMANEVAL_BASE_TESTS = """
 7 4 3 6 3 3 3 4 5 4 5 3 3 4 3 3 5 5 4 5 5 5 3 3 5 8 3 3 3 2 4 12 99 7 1 2 8 3 100 10 9 5 3 9 12 3 4 5 7 7
 100 7 6 105 7 5 12 8 4 5 5 12 5 7 7 5 8 7 8 25 9 9 6 8 9 4 10 9 7 4 8 6 16 5 5 4 7 6 7 8 6 6 10 5 9 7 10 8 7
@@ -75,7 +80,7 @@ HUMANEVAL_BASE_TESTS = """
 
 
 def _elements(text: str) -> tuple[list[str], str]:
-    """Cut Python source behind a "[" into the elements of this list and what follows it."""
+    """Cut Python source that follows a "[" into the elements of this list and the rest of the source."""
     depth, start, found = 0, 0, []
     for token in re.finditer(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[\[({\])},]", text):
         if token[0] in "[({":
@@ -91,10 +96,10 @@ def _elements(text: str) -> tuple[list[str], str]:
 
 
 def _hub_rounds(source: str) -> tuple[str, str, list[dict[str, str]]]:
-    """The hub's test code: helpers, then a loop over inputs and results, within `check` or not.
+    """Cut the test code of a row on the hub: helpers, then a loop over inputs and results, maybe in `check`.
 
-    Returns: the helpers, the assert of a round, and for each round the texts of its loop variables, that of
-    the input first; no round where the code has another shape.
+    Returns: the helpers, the loop's statement as an assert, and for each round the source of its loop
+    variables, the input first. There are no rounds if the code has another form.
     """
     lists = {}
     for name in ("inputs", "results"):
@@ -112,18 +117,18 @@ def _hub_rounds(source: str) -> tuple[str, str, list[dict[str, str]]]:
             return "", "", []
     match statement:
         case ast.Expr(ast.Call(ast.Name("assertion"), [call, *others])):
-            judged = f"assert {ast.unparse(call)} == Expected({', '.join(map(ast.unparse, others))})"
+            template = f"assert {ast.unparse(call)} == Expected({', '.join(map(ast.unparse, others))})"
         case _:
-            judged = ast.unparse(statement)
+            template = ast.unparse(statement)
     helpers = source.partition("def check(" if check else "inputs = [")[0]
-    return helpers, judged, [dict(zip(names, texts, strict=True)) for texts in zip(*columns, strict=True)]
+    return helpers, template, [dict(zip(names, texts, strict=True)) for texts in zip(*columns, strict=True)]
 
 
 def _like(value: object, model: object) -> object:
-    """JSON has no tuples, sets and complex numbers: give `value` the types of an assert's argument."""
+    """`value`, read from JSON, with the types of an assert's argument: tuples, sets, complex numbers."""
     if isinstance(value, list) and isinstance(model, (list, tuple, set)):
-        parts = [part for part in model if isinstance(part, (list, tuple, set, dict))]
-        return type(model)(_like(item, parts[0]) if parts else item for item in value)
+        inner = [item for item in model if isinstance(item, (list, tuple, set, dict))]
+        return type(model)(_like(item, inner[0]) if inner else item for item in value)
     if isinstance(value, dict) and isinstance(model, dict) and model:
         return {key: _like(item, next(iter(model.values()))) for key, item in value.items()}
     return complex(value) if isinstance(value, str) and isinstance(model, (int, float, complex)) else value
@@ -136,10 +141,10 @@ def _calls(asserts: str, name: str) -> list[ast.Call]:
 
 
 def _own_rounds(row: dict, name: str, asserts: str, solution: str) -> tuple[str, str, list[dict[str, str]]]:
-    """As `_hub_rounds`, for evalplus's own files."""
-    models = []  # arguments of the asserts
+    """The same as `_hub_rounds`, for rows of evalplus's own files."""
+    models = []  # arguments in the asserts, which show the types
     for call in _calls(asserts, name):
-        with contextlib.suppress(ValueError):  # an expression: other asserts tell the types
+        with contextlib.suppress(ValueError):  # an argument that is no literal
             models.append([ast.literal_eval(argument) for argument in call.args])
     rounds = []
     for given in [*row["base_input"], *row["plus_input"]]:
@@ -149,12 +154,30 @@ def _own_rounds(row: dict, name: str, asserts: str, solution: str) -> tuple[str,
     return helpers, f"assert candidate(*inp) == Expected(reference(*inp), {row['atol']})", rounds
 
 
-def read_row(row: dict) -> dict:
-    """What a row of HumanEval+ or MBPP+ says, in any of evalplus's formats.
+def _base_tests(row: dict, name: str, asserts: str, tests: dict[str, str]) -> list[str]:
+    """Remove the base tests from `tests` (code by input) and return their code."""
+    if asserts:  # an input of MBPP's asserts is compared as evalplus compares it
+        base = []
+        for node in ast.parse(asserts).body:
+            text = ast.unparse(node)
+            calls = _calls(text, name)
+            given = ast.unparse(ast.List(calls[0].args)) if len(calls) == 1 else None
+            base.append(tests.pop(given, text))
+        return base
+    number = row["task_id"].removeprefix("HumanEval/")
+    if "base_input" in row:
+        count = len(set(map(repr, row["base_input"])))
+    elif number.isdigit() and int(number) < len(HUMANEVAL_BASE_TESTS):
+        count = int(HUMANEVAL_BASE_TESTS[int(number)])
+    else:
+        count = len(tests)
+    return [tests.pop(given) for given in list(tests)[:count]]
 
-    Returns: name, prompt, asserts (the text of MBPP's base tests, else empty), public and private (code of a
-    test each), solution; preamble, entry_point, signature and setup, as in `Problem`.
-    Raises: ValueError, SyntaxError or KeyError where the row is not of these formats.
+
+def read_row(row: dict) -> Problem:
+    """The problem of a row of HumanEval+ or MBPP+, in any of evalplus's formats.
+
+    Raises: ValueError, SyntaxError or KeyError if the row has another format.
     """
     solution = row["code"] if "code" in row else row["prompt"] + row["canonical_solution"]
     asserts = "\n".join(row["test_list"]) if "test_list" in row else row.get("assertion", "").strip()
@@ -162,53 +185,45 @@ def read_row(row: dict) -> dict:
     name = row.get("entry_point") or next((name for name in defined if _calls(asserts, name)), "")
     if name not in defined:
         raise ValueError("its solution does not define the function that its tests call")
-    helpers, judged, rounds = (
+    helpers, template, rounds = (
         _own_rounds(row, name, asserts, solution) if "base_input" in row else _hub_rounds(row["test"])
     )
     if name == "find_zero" and rounds:
         helpers += ZERO_COMPARISON
-        exp = "exp" if "exp" in rounds[0] else "reference(*inp)"
-        judged = f"assert candidate(*inp) == Expected({exp}, *inp, 0.0001)"
-    judged = judged.replace("candidate(", f"{name}(")
-    tests = {}  # input -> code
-    for texts in rounds:
-
-        def spelled(found: re.Match, texts: dict[str, str] = texts) -> str:
-            return texts[found[1]][1:-1] if found[0][0] == "*" else texts[found[1]]  # f(*[1, 2]) is f(1, 2)
-
-        tests[next(iter(texts.values()))] = re.sub(rf"\*?\b({'|'.join(texts)})\b", spelled, judged)
-    if not tests:  # code of another shape is one test
+        expected = "exp" if "exp" in rounds[0] else "reference(*inp)"
+        template = f"assert candidate(*inp) == Expected({expected}, *inp, 0.0001)"
+    template = template.replace("candidate(", f"{name}(")
+    tests = {}  # the code of a test by its input
+    for values in rounds:
+        code = re.sub(
+            rf"(\*?)\b({'|'.join(values)})\b",
+            lambda m, v=values: v[m[2]][1:-1] if m[1] else v[m[2]],  # f(*[1, 2]) is f(1, 2)
+            template,
+        )
+        tests[next(iter(values.values()))] = code
+    if not tests:  # code of another form is one test
         tests[""] = row["test"] + ("" if asserts else "\ncheck(candidate)")
-    if asserts:  # an input that MBPP's statement names is judged as evalplus judges it
-        public = []
-        for node in ast.parse(asserts).body:
-            text = ast.unparse(node)
-            calls = _calls(text, name)
-            public.append(tests.pop(ast.unparse(ast.List(calls[0].args)) if len(calls) == 1 else None, text))
-    else:
-        number = row["task_id"].removeprefix("HumanEval/")
-        known = number.isdigit() and int(number) < len(HUMANEVAL_BASE_TESTS)
-        base = int(HUMANEVAL_BASE_TESTS[int(number)]) if known else len(tests)
-        base = len(set(map(repr, row["base_input"]))) if "base_input" in row else base
-        public = [tests.pop(given) for given in list(tests)[:base]]
-    prompt, quoted = row["prompt"], asserts and "test_list" not in row
+    public = _base_tests(row, name, asserts, tests)
+    prompt = row["prompt"]
+    if asserts and "test_list" not in row:  # evalplus's own MBPP+ prompts are string literals with an assert
+        prompt = ast.literal_eval(prompt.strip()).partition("\nassert")[0]
     defined[name].body, defined[name].decorator_list = [], []
-    return {
-        "name": str(row["task_id"]) if "entry_point" in row else f"Mbpp/{row['task_id']}",
-        "prompt": ast.literal_eval(prompt.strip()).partition("\nassert")[0].strip() if quoted else prompt,
-        "asserts": asserts,
-        "public": public,
-        "private": list(tests.values()) or public,
-        "solution": solution,
-        "preamble": "" if asserts else prompt + "\n",
-        "entry_point": name,
-        "signature": ast.unparse(defined[name]),
-        "setup": "\n".join([JUDGE_HELPERS, *row.get("test_imports", []), helpers]),
-    }
+    return Problem(
+        name=str(row["task_id"]) if "entry_point" in row else f"Mbpp/{row['task_id']}",
+        statement=MBPP_STATEMENT.format(prompt=prompt.strip(), tests=asserts) if asserts else prompt,
+        public_tests=tuple(map(AssertTest, public)),
+        private_tests=tuple(map(AssertTest, list(tests.values()) or public)),
+        correct_solutions=(solution,),
+        preamble="" if asserts else prompt + "\n",
+        entry_point=name,
+        signature=ast.unparse(defined[name]),
+        setup="\n".join([JUDGE_HELPERS, *row.get("test_imports", []), helpers]),
+    )
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("formats.evalplus: which .jsonl.gz file of evalplus?")
-    with gzip.open(sys.argv[1], "rt") as file:
-        print(*read_row(json.loads(next(file)))["public"], sep="\n")
+    with friendly_errors("formats.evalplus"):
+        if len(sys.argv) < 2:
+            raise ValueError("give a .jsonl.gz file of evalplus")
+        with gzip.open(sys.argv[1], "rt") as file:
+            print(*(test.code for test in read_row(json.loads(next(file))).public_tests), sep="\n")

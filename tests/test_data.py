@@ -13,9 +13,11 @@ import torch
 
 import data
 import rollout as rollout_module
-from data import Problems, feedback_message, first_message, first_messages, load_problems, make_job, select
+import sources
+from data import feedback_message, first_message, make_job
 from rollout import RolloutSettings, rollout
 from sandbox import NOT_RUN, AssertTest, IoTest, Limits, TestResult, Verdict, outputs_match
+from sources import Problems, first_messages, load_problems, select
 
 FIXTURES = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -128,7 +130,9 @@ def test_code_contests_rows_are_read_whole(capsys):
 
 def test_a_large_set_stays_on_disk(monkeypatch):
     made = []
-    monkeypatch.setattr(data, "FORMATS", [(data.FORMATS[-1][0], lambda row: made.append(row["name"]) or 1)])
+    monkeypatch.setattr(
+        sources, "FORMATS", [(sources.FORMATS[-1][0], lambda row: made.append(row["name"]) or 1)]
+    )
     loaded = load_problems(str(FIXTURES / "code_contests.parquet"), "train")
     assert len(made) == 1 and isinstance(loaded, Problems) and len(loaded) == 2
     assert isinstance(loaded[1:], Problems) and len(loaded[1:]) == 1 and len(made) == 1
@@ -303,14 +307,23 @@ def test_a_bad_file_is_named_in_one_sentence(tmp_path, lines, message):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_program_tells_bad_input_in_one_sentence_and_in_development_mode_where_it_was_found():
-    program = str(Path(__file__).resolve().parent.parent / "data.py")
-    for mode, begins in ([], "data.py: "), (["-X", "dev", "-W", "ignore"], "Traceback "):
-        command = [sys.executable, *mode, program, "nowhere.jsonl"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        *earlier, last = done.stderr.splitlines()
-        assert done.returncode == 2 and done.stderr.startswith(begins) and bool(earlier) == bool(mode)
-        assert last.startswith("data.py: nowhere.jsonl is neither a problem set")
+@pytest.mark.parametrize(
+    ("name", "mode", "begins"),
+    [
+        ("data.py", [], "data.py: "),
+        ("data.py", ["-X", "dev", "-W", "ignore"], "Traceback "),
+        ("sources.py", [], "sources.py: "),
+    ],
+)
+def test_a_program_reports_bad_input_in_one_sentence_and_in_development_mode_with_a_traceback(
+    name, mode, begins
+):
+    program = str(Path(__file__).resolve().parent.parent / name)
+    command = [sys.executable, *mode, program, "nowhere.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    *earlier, last = done.stderr.splitlines()
+    assert done.returncode == 2 and done.stderr.startswith(begins) and bool(earlier) == bool(mode)
+    assert last.startswith(f"{name}: nowhere.jsonl is neither a problem set")
 
 
 def test_code_contests_with_an_input_but_no_output_are_refused_at_once(tmp_path):

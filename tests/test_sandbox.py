@@ -265,10 +265,8 @@ def test_rows_of_mbpp_whose_functions_return_a_counter_or_a_match(
     lists = f"inputs = {[[text] for text in inputs]}\nresults = {results}\n"
     row = {"task_id": 1, "code": code, "prompt": "Write a function.", "test_imports": []}
     row |= {"test_list": [f"assert {name}('aab')"], "test": rule + lists + LOOP.format(name=name)}
-    said = read_row(row)
-    job = Job(
-        code, tuple(map(AssertTest, said["public"] + said["private"])), entry_point=name, setup=said["setup"]
-    )
+    problem = read_row(row)
+    job = Job(code, problem.public_tests + problem.private_tests, entry_point=name, setup=problem.setup)
     assert [result.verdict for result in sandbox.run([job])[0]] == verdicts
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data import Problem, load_problems, make_job
+from data import Problem, make_job
 from sandbox import AssertTest, Limits, Sandbox, Verdict
+from sources import load_problems
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "HumanEvalPlus-OriginFmt.jsonl.gz"
 TESTS_TOGETHER = 400  # so many of a problem's tests become one: 124,000 processes would take minutes

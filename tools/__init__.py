@@ -1,1 +1,1 @@
-"""What stands beside the method: pictures, the memory of a run, fine-tuning."""
+"""Tools around the method: pictures, the memory of a run, fine-tuning, the paper's results."""

@@ -1,10 +1,11 @@
-"""Will it fit? The bytes that one rank needs at its worst moments, from the shapes alone.
+"""The memory plan: how many bytes one rank needs at most, computed from the models' shapes.
 
-Paper: 288 GPUs for 8B, 2,304 for 70B, unexplained. Here the sum is written out. Always there: weights and
-optimiser state of policy and critic, the frozen reference. To them come either the rollouts (a whole copy of
-the policy, the cache of keys and values with every dialog at its longest) or an update (gradients, the layers
-that FSDP2 has gathered, activations, one chunk of logits), whichever is more. Fragmentation, NCCL's buffers
-and CUDA's own context are not counted: leave some GiB.
+Paper: 288 GPUs for 8B and 2,304 for 70B, without an explanation. Here the terms are written out. The weights
+and the optimiser states of policy and critic and the weights of the frozen reference are always in memory. In
+addition, either a rollout needs memory (a whole copy of the policy, the key-value cache with every dialog at
+its maximum length) or an update does (gradients, the layers that FSDP2 has gathered, activations, a chunk of
+logits); the larger counts. Not included are fragmentation, NCCL's buffers and the CUDA context: leave some
+GiB for them.
 
 Run alone: `python train.py --preset 8b --plan --ranks 8`.
 """
@@ -19,7 +20,7 @@ from rollout import PREFILL_TOKENS
 
 GIB = 1 << 30
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}
-# The presets' models, so that a plan needs no hub: (layers, width, inner width, heads).
+# The models of the presets, so that a plan does not need the hub: (layers, width, inner width, heads).
 SHAPES = {
     "meta-llama/Llama-3.1-8B-Instruct": (32, 4096, 14336, 32),
     "meta-llama/Llama-3.1-70B-Instruct": (80, 8192, 28672, 64),
@@ -27,7 +28,7 @@ SHAPES = {
 
 
 def model_shape(model: str) -> PretrainedConfig:
-    """The architecture of a model; of the presets' without the hub."""
+    """The architecture of a model; for the models of the presets without the hub."""
     if model not in SHAPES or Path(model).is_dir():
         return AutoConfig.from_pretrained(model)
     names = "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"
@@ -35,31 +36,30 @@ def model_shape(model: str) -> PretrainedConfig:
 
 
 def memory(config, ranks: int) -> dict[str, dict[str, float]]:
-    """Bytes a rank, by phase ("always", "rollout", "update") and name; `config` is that of train.py."""
+    """Bytes per rank by phase ("always", "rollout", "update") and name; `config` is the one of training."""
     shape = model_shape(config.model).get_text_config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)
     compute = getattr(torch, config.dtype).itemsize
     state = compute if config.bf16_state else 4
-    every = sum(p.numel() for p in model.parameters())
+    every = sum(p.numel() for p in model.parameters())  # the numbers of parameters
     layer = sum(p.numel() for p in model.get_decoder().layers[0].parameters())
     layers, width, inner = shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size
-    root = every - layers * layer  # embeddings, output layer, last norm: gathered together
+    root = every - layers * layer  # embeddings, output layer and last norm, which are gathered together
     critic = sum(p.numel() for p in model.get_decoder().parameters()) + width + 1
     sharded = ranks > 1 or state != compute or config.cpu_offload
-    key_value = (
-        2 * shape.num_key_value_heads * (getattr(shape, "head_dim", 0) or width // shape.num_attention_heads)
-    )
-    # A layer keeps for its backward pass: what goes into and out of norms (in fp32 inside), projections,
-    # rotation and attention, and the four pieces of the gated MLP.
+    head = getattr(shape, "head_dim", 0) or width // shape.num_attention_heads
+    key_value = 2 * shape.num_key_value_heads * head
+    # For its backward pass a layer keeps the inputs and outputs of the norms (in fp32 inside them), of the
+    # projections, of rotation and attention, and the four tensors of the gated MLP.
     inside = compute * (8 * width + 2 * key_value + 4 * inner) + 4 * 2 * width
     tokens = config.microbatch_tokens
     kept = layers * compute * width + inside if config.gradient_checkpointing else layers * inside
     rows = min(config.batch_rows, -(-config.batch_episodes // ranks))
-    # Softmax of the logits in fp32: as computed, as float, divided, normalised, exponentiated, multiplied.
+    # The logits as computed and in fp32: converted, over temperature, log-softmax, exponentiated, multiplied.
     softmax = shape.vocab_size * (compute + 5 * 4)
     on_device = 0 if config.cpu_offload else 1
-    two_layers = 2 * layer * compute * sharded  # one computes, the next one arrives
+    two_layers = 2 * layer * compute * sharded  # one computes while the next one is gathered
     whole = every * compute if config.gather_weights else root * compute + two_layers
     return {
         "always": {
@@ -78,7 +78,7 @@ def memory(config, ranks: int) -> dict[str, dict[str, float]]:
         "update": {
             "policy: gradients": on_device * every * state / ranks,
             "critic: gradients": on_device * critic * state / ranks,
-            # Weights, gradients, and gradients in fp32 on their way to their ranks.
+            # Weights, gradients, and the gradients in fp32 that are being sent to their ranks.
             "gathered: embeddings": root * (2 * compute + 4) * sharded,
             "gathered: layers": two_layers + layer * (compute + 4) * sharded,
             "activations": tokens * kept,
@@ -88,13 +88,13 @@ def memory(config, ranks: int) -> dict[str, dict[str, float]]:
 
 
 def total(plan: dict[str, dict[str, float]]) -> float:
-    """Bytes at the worst moment."""
+    """The maximum over time, in bytes."""
     sums = {phase: sum(parts.values()) for phase, parts in plan.items()}
     return sums["always"] + max(sums["rollout"], sums["update"])
 
 
 def report(config, ranks: int, gpu_bytes: float) -> tuple[str, bool]:
-    """The plan as text with, where it does not fit `gpu_bytes`, the flags that would; and whether it fits."""
+    """The plan as text, and whether it fits `gpu_bytes`; if not, the text names flags with which it fits."""
     plan = memory(config, ranks)
     lines = [f"{config.model} on {ranks} ranks, GiB a rank"]
     for phase, parts in plan.items():
@@ -106,27 +106,22 @@ def report(config, ranks: int, gpu_bytes: float) -> tuple[str, bool]:
     )
     if need <= gpu_bytes:
         return "\n".join(lines), True
-    half = {name: getattr(config, name) // 2 for name in ("batch_rows", "microbatch_tokens", "logits_chunk")}
-    changes = [
-        {name: value}
-        for name, value in half.items()
-        if name != "microbatch_tokens" or value >= config.context
-    ]
-    changes += [
-        {"gradient_checkpointing": True},
-        {"gather_weights": False},
-        {"bf16_state": True},
-        {"cpu_offload": True},
-    ]
+    halved = {n: getattr(config, n) // 2 for n in ("batch_rows", "microbatch_tokens", "logits_chunk")}
+    if halved["microbatch_tokens"] < config.context:
+        del halved["microbatch_tokens"]
+    switched = {
+        "gradient_checkpointing": True,
+        "gather_weights": False,
+        "bf16_state": True,
+        "cpu_offload": True,
+    }
     fits = [
-        f"--{'' if value else 'no-'}{name}{'' if value is True or value is False else f' {value}'}"
-        for change in changes
-        for name, value in change.items()
-        if total(memory(replace(config, **change), ranks)) <= gpu_bytes
+        f"--{name} {value}" if name in halved else f"--{'' if value else 'no-'}{name}"
+        for name, value in (halved | switched).items()
+        if total(memory(replace(config, **{name: value}), ranks)) <= gpu_bytes
     ]
-    more = next(
-        (n for n in (ranks << i for i in range(1, 13)) if total(memory(config, n)) <= gpu_bytes), None
-    )
+    doubled = (ranks << i for i in range(1, 13))
+    more = next((n for n in doubled if total(memory(config, n)) <= gpu_bytes), None)
     fits += [f"--ranks {more}"] if more else []
     lines.append(f"does not fit; any of these alone would: {', '.join(fits) or 'none'}")
     return "\n".join(lines), False

@@ -1,10 +1,10 @@
-"""Pictures of a training run and of evaluations. Needs matplotlib; without it one line says so.
+"""Pictures of a training run and of evaluations. They need matplotlib; without it, one line says so.
 
-Paper: figure 3 (what becomes of responses, turn by turn, and how much a response changes the one before) and
-figure 4 (turn limits at an equal number of samples). `train.py` and `evaluate.py` call this; nothing here
-computes anything: all numbers are those of `metrics.jsonl` and `summary.json`.
+Paper: figure 3 (results of the responses by turn, similarity of successive programs) and figure 4 (turn
+limits with an equal number of samples). `train.py` and `evaluate.py` call this. Nothing is computed here: all
+numbers are in `metrics.jsonl` and `summary.json`.
 
-Run alone: `python -m tools.plots RUN`, a directory with either file, draws its pictures anew.
+Run alone: `python -m tools.plots RUN` draws the pictures of a directory that has one of these files.
 """
 
 import json
@@ -12,12 +12,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from distributed import friendly_errors
+
 try:
     from matplotlib import pyplot
 except ImportError:
     pyplot = None
 
-COLOURS = {  # of what became of a response, from bad to good
+# The runs of one evaluation differ in these settings: a run's name, and the same in words.
+RUN_NAME = "{feedback}-{turn_limit}-{temperature}"
+DESCRIPTION = "feedback {feedback}, turn limit {turn_limit}, temperature {temperature}"
+COLOURS = {  # of the results of a response, from bad to good
     "no valid code": "#8c8c8c",
     "exception": "#8e63b5",
     "timeout": "#c98a2b",
@@ -35,11 +40,12 @@ def installed(what: str) -> bool:
     return pyplot is not None
 
 
-def _panels(count: int, width: float, height: float = 3.6) -> tuple:
-    """A figure and `count` axes in a row, or in rows of three."""
+def _panels(count: int, width: float, height: float, title: str = "") -> tuple:
+    """A figure and `count` axes, three in a row."""
     rows, columns = -(-count // 3), min(count, 3)
     size = (width * columns, height * rows)
     figure, grid = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    figure.suptitle(title)
     for unused in grid.flat[count:]:
         unused.set_axis_off()
     return figure, grid.flat[:count]
@@ -50,26 +56,33 @@ def _save(figure, path: Path) -> None:
     pyplot.close(figure)
 
 
+def _legend_below(axis) -> None:
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize="small", frameon=False)
+
+
 def curves(run: Path) -> None:
     """`curves.png` of a training run's `metrics.jsonl`."""
     if not installed("curves.png"):
         return
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    turns = enumerate(zip(*(entry["solved_by_turn"] for entry in metrics), strict=True), 1)
+    by_turn = list(zip(*(entry["solved_by_turn"] for entry in metrics), strict=True))
     read = {name: [entry[name] for entry in metrics] for name in metrics[0]}
     panels = {
-        "share of sampled episodes": {f"solved within turn {turn}": curve for turn, curve in turns},
-        "share of responses": {name.replace("_", " "): read[name] for name in ("repeats", "invalid_code")},
-        "KL, nats a token": {"to the initial policy": read["kl"]},
-        "explained variance of returns": {"critic": read["explained_variance"]},
+        "Share of sampled episodes solved": {f"by turn {n}": curve for n, curve in enumerate(by_turn, 1)},
+        "Share of responses": {
+            "after feedback: the same text again": read["repeats"],
+            "without valid code": read["invalid_code"],
+        },
+        "KL to the initial policy": {"nats per token": read["kl"]},
+        "Explained variance of the returns": {"by the critic": read["explained_variance"]},
     }
-    figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.4), layout="constrained")
-    for axis, (label, lines) in zip(axes, panels.items(), strict=True):
+    figure, axes = pyplot.subplots(1, 4, figsize=(15, 4), layout="constrained")
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for name, curve in lines.items():
             axis.plot([entry["iteration"] for entry in metrics], curve, label=name)
-        axis.set(xlabel="iteration", ylabel=label)
+        axis.set(title=title, xlabel="iteration")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize="small")
+        _legend_below(axis)
     _save(figure, run / "curves.png")
 
 
@@ -78,62 +91,62 @@ def evaluation(summaries: dict[str, dict], measures: Sequence[str], directory: P
     if not installed("pictures"):
         return
     short = ["/".join(Path(name).parts[-2:]) for name in summaries]
-    if len(set(short)) == len(short):  # else they would hide each other
+    if len(set(short)) == len(short):  # otherwise runs with the same label would hide each other
         summaries = dict(zip(short, summaries.values(), strict=True))
-    _solved_by_turn(summaries, directory / "solved_by_turn.png")
-    _outcomes(summaries, directory / "outcomes.png")
-    longer = {name: summary for name, summary in summaries.items() if summary["settings"]["turn_limit"] > 1}
-    if longer:
-        _transitions(longer, directory / "transitions.png")
-        _chrf(longer, directory / "chrf.png")
+    labelled = {}
+    for name, summary in summaries.items():
+        description = DESCRIPTION.format(**summary["settings"]).replace(", ", "\n", 1)
+        labelled[name.replace(RUN_NAME.format(**summary["settings"]), description)] = summary
+    _solved_by_turn(labelled, directory / "solved_by_turn.png")
+    _outcomes(labelled, directory / "outcomes.png")
+    several = {name: summary for name, summary in labelled.items() if summary["settings"]["turn_limit"] > 1}
+    if several:
+        _transitions(several, directory / "transitions.png")
+        _chrf(several, directory / "chrf.png")
     if len({summary["settings"]["turn_limit"] for summary in summaries.values()}) > 1:
         turn_limits(summaries, measures, directory / "turn_limits.png")
 
 
 def _solved_by_turn(summaries: dict[str, dict], path: Path) -> None:
-    figure, (axis,) = _panels(1, 5.5)
+    figure, (axis,) = _panels(1, 5.5, 4.4, "Share of rollouts solved within a number of turns")
     for name, summary in summaries.items():
         shares = summary["solved_by_turn"]
-        dashed = "--" if summary["settings"]["feedback"] != "true" else "-"
-        axis.plot(range(1, len(shares) + 1), shares, dashed, marker="o", label=name)
-    axis.set(xlabel="turn", ylabel="share of rollouts solved by then", ylim=(0, 1.02))
+        style = "-" if summary["settings"]["feedback"] == "true" else "--"
+        axis.plot(range(1, len(shares) + 1), shares, style, marker="o", label=name.replace("\n", ", "))
+    axis.set(xlabel="turns", ylabel="share of rollouts", ylim=(-0.02, 1.02))
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(fontsize="small")
+    _legend_below(axis)
     _save(figure, path)
 
 
 def _outcomes(summaries: dict[str, dict], path: Path) -> None:
-    """Figure 3: one bar a turn, as tall as many rollouts come to it."""
-    figure, axes = _panels(len(summaries), 3.8)
-    seen = [
-        kind for kind in COLOURS if any(of[kind] for s in summaries.values() for of in s["outcomes"].values())
-    ]
-    for axis, (name, summary) in zip(axes, summaries.items(), strict=True):
-        turns, bottom = list(summary["outcomes"].values()), [0.0] * len(summary["outcomes"])
+    """Figure 3: one bar for each turn, as high as the share of rollouts that have this turn."""
+    figure, axes = _panels(len(summaries), 3.8, 3.8, "Results of the responses on the public tests")
+    outcomes = [list(summary["outcomes"].values()) for summary in summaries.values()]
+    seen = [kind for kind in COLOURS if any(turn[kind] for turns in outcomes for turn in turns)]
+    for axis, turns, (name, summary) in zip(axes, outcomes, summaries.items(), strict=True):
+        places, bottom = range(1, len(turns) + 1), [0.0] * len(turns)
         for kind in seen:
-            shares = [of[kind] / summary["rollouts"] for of in turns]
-            axis.bar(range(1, len(turns) + 1), shares, 0.7, bottom, color=COLOURS[kind], label=kind)
+            shares = [turn[kind] / summary["rollouts"] for turn in turns]
+            axis.bar(places, shares, 0.7, bottom, color=COLOURS[kind], label=kind)
             bottom = [below + share for below, share in zip(bottom, shares, strict=True)]
-        axis.set(
-            title=name,
-            xlabel="turn",
-            ylabel="share of rollouts",
-            ylim=(0, 1),
-            xticks=range(1, len(turns) + 1),
-        )
+        axis.set_title(name, fontsize="medium")
+        axis.set(xlabel="turn (passed rollouts have ended)", ylabel="share of rollouts", ylim=(0, 1))
+        axis.set_xticks(places)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     _save(figure, path)
 
 
 def _transitions(summaries: dict[str, dict], path: Path) -> None:
-    """What became of a response after one of another kind; rows sum to 1, numbers are counts."""
-    figure, axes = _panels(len(summaries), 4.4, 4.2)
+    """The result of a response after each kind of failure; the numbers are counts."""
+    title = "Results of successive responses\n(numbers: responses, colour: share of the row)"
+    figure, axes = _panels(len(summaries), 4.4, 4.4, title)
     for axis, (name, summary) in zip(axes, summaries.items(), strict=True):
         counts = summary["transitions"]
         rows = [kind for kind in COLOURS if sum(counts.get(kind, {}).values())]
         columns = [kind for kind in COLOURS if any(counts[row][kind] for row in rows)]
         shares = [[counts[row][column] / sum(counts[row].values()) for column in columns] for row in rows]
-        axis.set_title(name)
+        axis.set_title(name, fontsize="medium")
         if not rows:
             axis.text(0.5, 0.5, "no second turns", ha="center")
             continue
@@ -149,44 +162,43 @@ def _transitions(summaries: dict[str, dict], path: Path) -> None:
 
 
 def _chrf(summaries: dict[str, dict], path: Path) -> None:
-    """Figure 3: how alike successive programs are."""
-    figure, axes = _panels(len(summaries), 3.8)
+    """Figure 3: the similarity of successive programs."""
+    figure, axes = _panels(len(summaries), 3.8, 3.8, "Similarity of successive programs")
     for axis, (name, summary) in zip(axes, summaries.items(), strict=True):
         histogram = summary["chrf_histogram"]
-        shares = [count / max(1, sum(histogram)) for count in histogram]
-        axis.bar(range(5, 100, 10), shares, 9)
-        axis.set(title=name, xlabel="chrF of successive programs", ylabel="share of pairs", ylim=(0, 1.02))
+        axis.bar(range(5, 100, 10), [count / max(1, sum(histogram)) for count in histogram], 9)
+        axis.set_title(name, fontsize="medium")
+        axis.set(xlabel="chrF (100: the same program)", ylabel="share of pairs", ylim=(0, 1.02))
     _save(figure, path)
 
 
 def turn_limits(summaries: dict[str, dict], measures: Sequence[str], path: Path) -> None:
-    """Figure 4: as many samples each, spent on more rollouts or on longer ones."""
-    figure, (axis,) = _panels(1, 5.5)
-    kinds = sorted({(s["settings"]["feedback"], s["settings"]["temperature"]) for s in summaries.values()})
-    for feedback, temperature in kinds:
-        same = [
-            summary
-            for summary in summaries.values()
-            if (summary["settings"]["feedback"], summary["settings"]["temperature"])
-            == (feedback, temperature)
-        ]
-        same.sort(key=lambda summary: summary["settings"]["turn_limit"])
-        limits = [summary["settings"]["turn_limit"] for summary in same]
+    """Figure 4: an equal number of samples, spent on more rollouts or on longer ones."""
+    figure, (axis,) = _panels(1, 5.5, 4.4, "Solved with an equal number of samples")
+    kinds: dict[tuple, list[dict]] = {}
+    for summary in sorted(summaries.values(), key=lambda summary: summary["settings"]["turn_limit"]):
+        kind = summary["settings"]["feedback"], summary["settings"]["temperature"]
+        kinds.setdefault(kind, []).append(summary)
+    for (feedback, temperature), runs in sorted(kinds.items()):
+        limits = [summary["settings"]["turn_limit"] for summary in runs]
         for measure in measures:
-            values, errors = zip(*(summary["measures"][measure] for summary in same), strict=True)
+            values, errors = zip(*(summary["measures"][measure] for summary in runs), strict=True)
             label = f"{measure}, feedback {feedback}, temperature {temperature}"
             axis.errorbar(limits, values, errors, marker="o", capsize=3, label=label)
-    axis.set(xlabel="turn limit", ylabel="solved, at as many samples", ylim=(0, 1.02), xticks=limits)
-    axis.legend(fontsize="small")
+    axis.set(xlabel="turn limit", ylabel="share of problems", ylim=(-0.02, 1.02), xticks=limits)
+    _legend_below(axis)
     _save(figure, path)
 
 
 if __name__ == "__main__":
-    place = Path(*sys.argv[1:2])
-    if not any((place / name).exists() for name in ("metrics.jsonl", "summary.json", "comparison.json")):
-        sys.exit(f"plots.py: {place} is no run: it has no metrics.jsonl, summary.json or comparison.json")
-    if (place / "metrics.jsonl").exists():
-        curves(place)
-    for told in filter(Path.exists, (place / "summary.json", place / "comparison.json")):
-        stored = json.loads(told.read_text())
-        evaluation(stored, list(next(iter(stored.values()))["measures"]), place)
+    with friendly_errors("tools.plots"):
+        directory = Path(*sys.argv[1:2])
+        stored = [directory / name for name in ("summary.json", "comparison.json")]
+        if not any(map(Path.exists, (directory / "metrics.jsonl", *stored))):
+            raise ValueError(
+                f"{directory} is no run: it has no metrics.jsonl, summary.json or comparison.json"
+            )
+        if (directory / "metrics.jsonl").exists():
+            curves(directory)
+        for summaries in (json.loads(path.read_text()) for path in stored if path.exists()):
+            evaluation(summaries, list(next(iter(summaries.values()))["measures"]), directory)

@@ -1,15 +1,16 @@
-"""Supervised fine-tuning on a model's own successful rollouts: the simpler way to teach repair.
+"""Supervised fine-tuning (SFT) on a model's own solved rollouts: the simpler way to teach repair.
 
-Paper: section 4 and its table of ways to elicit multi-turn repair (few-shot prompts, SFT, RLEF). Rollouts of
-the start model are sampled on the training set, those that are solved are kept, and the model is trained on
-them with the usual loss. As in the paper only the *last* response of a dialog is learned: the ones before it
-are wrong, and stand in the context with their feedback.
+Paper: section 4 compares ways to elicit multi-turn repair (few-shot prompts, SFT, RLEF). Rollouts of the
+initial model are sampled on the training set, the solved ones are kept, and the model is trained on them with
+the cross-entropy loss. As in the paper, only the *last* response of a dialog is learned. The responses before
+it are wrong; they and their feedback are the context.
 
     python evaluate.py --model BASE --problems toy --split train --temperature 1 --top_p 1 --output runs/own
     python -m tools.sft --model BASE --episodes runs/own --output runs/sft
 
-Differs: the paper mines a larger model's rollouts; `--episodes` takes those of any model. Dialogs are text
-here, not sampled ids, and so are encoded anew. Cut responses are left out: they have no end to be learned.
+Differs: the paper uses rollouts of a larger model; `--episodes` accepts those of any model. Saved dialogs are
+text, without the sampled ids, so they are encoded again. Truncated responses are left out, because they have
+no end token.
 """
 
 import argparse
@@ -23,24 +24,25 @@ from tqdm import tqdm
 import distributed
 import ppo
 from chat import observation_ids, prompt_ids
+from checkpoints import check_replaceable, export
 from distributed import as_forward, friendly_errors, rank, ranks
 from evaluate import read_run
 from rollout import Episode, Turn
 
 
 def last_response(tokenizer, dialog: Sequence[dict]) -> Episode:
-    """A dialog of chat messages as an episode whose only turn is the last response, end token included."""
+    """A dialog of chat messages as an episode; its only turn is the last response with its end token."""
     *before, asked, answer = dialog
     ids = prompt_ids(tokenizer, asked["content"], before)
     start = len(ids)
-    # What follows a response in the template begins with the token that ends it.
+    # The first token after a response in the template is its end token.
     ids += tokenizer.encode(answer["content"], add_special_tokens=False) + observation_ids(tokenizer, "?")[:1]
     turn = Turn(start, len(ids), [], text=answer["content"])
     return Episode(None, ids, [turn], public_passed=True, solved=True, truncated=False, index=0)
 
 
 def fine_tune(policy, episodes: Sequence[Episode], args: argparse.Namespace) -> list[float]:
-    """Train on the turns of `episodes`, on any number of ranks; each update's mean loss of a token."""
+    """Train on the turns of `episodes`, on any number of ranks; returns each update's mean loss per token."""
     updates = len(episodes) // args.minibatch_episodes * args.epochs
     optimiser = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -50,11 +52,11 @@ def fine_tune(policy, episodes: Sequence[Episode], args: argparse.Namespace) -> 
     for epoch in range(args.epochs):
         order = np.random.default_rng([args.seed, epoch]).permutation(len(episodes))
         for first in range(0, len(order) - args.minibatch_episodes + 1, args.minibatch_episodes):
-            part = [episodes[i] for i in order[first : first + args.minibatch_episodes]]
-            tokens = sum(episode.turns[0].end - episode.turns[0].start for episode in part)
+            minibatch = [episodes[i] for i in order[first : first + args.minibatch_episodes]]
+            tokens = sum(episode.turns[0].end - episode.turns[0].start for episode in minibatch)
             loss = 0.0
-            for group in ppo.microbatches(part, args.microbatch_tokens, ranks())[rank() :: ranks()]:
-                batch = ppo.collate([part[i] for i in group], args.device)
+            for group in ppo.microbatches(minibatch, args.microbatch_tokens, ranks())[rank() :: ranks()]:
+                batch = ppo.collate([minibatch[i] for i in group], args.device)
                 logprobs, _ = as_forward(ppo.response_logprobs, policy, batch, 1.0)  # (R,)
                 share = -logprobs.sum() / tokens
                 share.backward()
@@ -71,20 +73,18 @@ def fine_tune(policy, episodes: Sequence[Episode], args: argparse.Namespace) -> 
 
 
 def main() -> None:
-    """The command line: read the rollouts, train on those that are solved, write the model."""
+    """The command line: read the rollouts, train on the solved ones, write the model."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, help="Hugging Face directory or hub name of the model to be trained")
-    add(
-        "--episodes", required=True, help="directory of a run of evaluate.py: its solved rollouts are learned"
-    )
-    add("--output", required=True, help="Hugging Face directory to be written")
+    add("--model", required=True, help="Hugging Face directory or hub name of the model to train")
+    add("--episodes", required=True, help="directory of a run of evaluate.py with the rollouts")
+    add("--output", required=True, help="Hugging Face directory to write")
     add("--epochs", type=int, default=2)
     add("--learning_rate", type=float, default=2e-6)
-    add("--minibatch_episodes", type=int, default=64, help="dialogs an update")
-    add("--microbatch_tokens", type=int, default=16384, help="tokens, padding included, of one forward")
+    add("--minibatch_episodes", type=int, default=64, help="dialogs per update")
+    add("--microbatch_tokens", type=int, default=16384, help="tokens of a forward pass, padding included")
     add("--chat_template", default="", help="file with a chat template, for models that have none")
     add("--dtype", default="float32", help="number type of the computation")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -95,14 +95,12 @@ def main() -> None:
             f"--epochs {args.epochs} and --minibatch_episodes {args.minibatch_episodes} must be at least 1"
         )
     distributed.check_device(args.device)
-    distributed.check_replaceable(Path(args.output))
+    check_replaceable(Path(args.output))
     _, records = read_run(Path(args.episodes))
-    dialogs = [
-        entry["dialog"] for entry in records if entry["solved"] and not entry["turns"][-1]["truncated"]
-    ]
-    if len(dialogs) < args.minibatch_episodes:
+    solved = [entry for entry in records if entry["solved"] and not entry["turns"][-1]["truncated"]]
+    if len(solved) < args.minibatch_episodes:
         raise ValueError(
-            f"{args.episodes} has {len(dialogs)} solved rollouts, fewer than "
+            f"{args.episodes} has {len(solved)} solved rollouts, fewer than "
             f"--minibatch_episodes {args.minibatch_episodes}"
         )
     with distributed.process_group(args.device, args.dtype == "float32") as args.device:
@@ -112,14 +110,12 @@ def main() -> None:
             )
         tokenizer = distributed.load_tokenizer(args.model, args.chat_template)
         policy = distributed.load_model(args.model, args.device, args.dtype, state_dtype="float32")
-        episodes = [last_response(tokenizer, dialog) for dialog in dialogs]
+        episodes = [last_response(tokenizer, entry["dialog"]) for entry in solved]
         torch.manual_seed(args.seed)
         losses = fine_tune(policy, episodes, args)
-        distributed.export(policy, tokenizer, Path(args.output), args.dtype)
+        export(policy, tokenizer, Path(args.output), args.dtype)
         if rank() == 0:
-            print(
-                f"{len(dialogs)} of {len(records)} rollouts; loss {losses[0]:.3f}, at last {losses[-1]:.3f}"
-            )
+            print(f"{len(solved)} of {len(records)} rollouts; loss {losses[0]:.3f}, at last {losses[-1]:.3f}")
 
 
 if __name__ == "__main__":
