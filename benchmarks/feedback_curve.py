@@ -57,16 +57,18 @@ def draw() -> None:
     iterations = [point["iteration"] for point in points]
     figure, axis = plots.pyplot.subplots(figsize=(8, 4.2), layout="constrained")
     curves = {
-        "true": ("#2a6fb0", "told what its own\nprogram did"),
-        "random": ("#c8453c", "told what another problem's\nprogram did (random feedback)"),
+        "true": ("#2a6fb0", "feedback about\nits own program"),
+        "random": ("#c8453c", "feedback about another\nproblem (random feedback)"),
     }
     for kind, (colour, label) in curves.items():
         percent = [100 * point[kind][-1] for point in points]
         axis.plot(iterations, percent, color=colour, marker="o", markersize=4, linewidth=2)
-        end = (iterations[-1] + 0.4, percent[-1])
+        end = (iterations[-1] + 0.6, percent[-1])
         axis.text(*end, label, color=colour, verticalalignment="center", clip_on=False)
-    axis.set_title("RLEF teaches a model to use feedback (toy world, seed 0)", loc="left")
-    axis.set(xlabel="training iterations", ylabel="test problems solved in three turns, %", ylim=(-2, 102))
+    axis.set_title("RLEF teaches a model to use feedback (toy world)", loc="left")
+    axis.set(
+        xlabel="training iterations", ylabel="test problems solved within three turns (%)", ylim=(-2, 102)
+    )
     axis.set(xlim=(-0.4, LAST + 0.4), xticks=range(0, LAST + 1, 4), yticks=range(0, 101, 20))
     axis.grid(axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
