@@ -138,9 +138,9 @@ def main(repeats: int) -> None:
             pairs = []  # alone and with hangs, one after the other
             for _ in range(repeats):
                 pairs.append((time_with_hangs(sandbox, TRIVIAL, 0), time_with_hangs(sandbox, hanging, 10)))
-            alone, beside = min(pairs, key=lambda pair: pair[1] - pair[0])
-            over = " ".join(f"{(beside - alone) / LIMIT:.2f}" for alone, beside in pairs)
-            print(f"ten that {name} for {LIMIT:g} s: {alone:.2f} s -> {beside:.2f} s, in limits more: {over}")
+            alone, together = min(pairs, key=lambda pair: pair[1] - pair[0])
+            added = " ".join(f"{(together - alone) / LIMIT:.2f}" for alone, together in pairs)
+            print(f"ten that {name}: {alone:.2f} s -> {together:.2f} s; added / {LIMIT:g} s: {added}")
 
 
 if __name__ == "__main__":
