@@ -42,7 +42,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import data
 from data import Problem, feedback_message, first_message
 from distributed import check_replaceable, friendly_errors, replace_whole
-from sandbox import IoTest, Limits, TestResult, Verdict, candidate_traceback, outputs_match
+from isolation.program import candidate_traceback
+from sandbox import IoTest, Limits, TestResult, Verdict, outputs_match
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
