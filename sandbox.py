@@ -79,7 +79,7 @@ class TestResult:
     verdict: Verdict
     stdout: str = ""
     traceback: str = ""  # of the program, in its own line numbers, file "solution.py"
-    call: str = ""  # assert tests, as far as they can be told: the call, the value got, the value expected
+    call: str = ""  # assert tests, as far as they are known: the call, the value got, the value expected
     got: str = ""
     expected: str = ""
     seconds: float = 0.0

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from isolation.messages import memory_file, read_bytes, receive, send
 
-ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from which on it pays to compile a program once for all tests
+ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from these on it pays to compile a program once
 JUDGE_SECONDS = 5  # that a judge may take beyond the program's limit
 SLOW_SECONDS = 0.05  # a test that takes longer no longer counts as one of the busy workers
 LOADED_WHERE_NAMED = """
@@ -67,11 +67,6 @@ class Server:
         hello, _ = receive(self.channel)
         self.layers, self.pid = hello["layers"], hello["pid"]
 
-    def kill(self) -> None:
-        self.channel.close()
-        # Its parent, the keeper, does not reap: the number is still its own.
-        os.kill(self.pid, signal.SIGKILL)
-
 
 class Client:
     """A worker's servers, and how they run tests.
@@ -87,7 +82,8 @@ class Client:
 
     def kill_servers(self) -> None:
         for server in self.servers.values():
-            server.kill()
+            server.channel.close()
+            os.kill(server.pid, signal.SIGKILL)  # the keeper does not reap it: the number is still its own
         self.servers = {}
 
     def close(self) -> None:
@@ -96,11 +92,11 @@ class Client:
 
     def server_for(self, job, imports: set[str]) -> Server:
         """The server for a job's program. It and the judges' are started when they are first needed."""
-        programs = "programs" if imports.isdisjoint(LOADED_WHERE_NAMED) else "programs that import more"
-        for purpose in (programs, *["judges"] * bool(job.entry_point)):
+        modules = [] if imports.isdisjoint(LOADED_WHERE_NAMED) else LOADED_WHERE_NAMED
+        programs = "programs that import more" if modules else "programs"
+        for purpose, wanted in ((programs, modules), *[("judges", [])] * bool(job.entry_point)):
             if purpose not in self.servers:
-                modules = LOADED_WHERE_NAMED if purpose == "programs that import more" else []
-                self.servers[purpose] = Server(self.keeper, modules)
+                self.servers[purpose] = Server(self.keeper, wanted)
         return self.servers[programs]
 
     def reports(self, job, first: int, server: Server, imports: bool) -> Iterator[tuple]:

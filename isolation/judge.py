@@ -6,6 +6,7 @@ answer. So a program cannot reach the code that judges it, nor the values that i
 
 import ast
 import builtins
+import contextlib
 import socket
 import traceback
 
@@ -96,11 +97,8 @@ def error_like(reply: dict) -> CandidateError:
     message, never = str(reply["message"])[:SHOWN], (AssertionError, StopIteration)
     error = CandidateError(message)
     if isinstance(known, type) and issubclass(known, Exception) and known not in never:
-        try:
-            made = type(known.__name__, (CandidateError, known), {"__init__": Exception.__init__})
-            error = made(message)
-        except TypeError:  # an ExceptionGroup needs more than a message
-            pass
+        with contextlib.suppress(TypeError):  # an ExceptionGroup needs more than a message
+            error = type(known.__name__, (CandidateError, known), {"__init__": Exception.__init__})(message)
     error.trace = str(reply["traceback"])[-SHOWN:]
     return error
 

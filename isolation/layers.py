@@ -4,6 +4,7 @@ What a server can enter or prepare for all tests is done once; a test's child do
 line of the program. docs/sandbox.md says what each layer does.
 """
 
+import contextlib
 import mmap
 import os
 import re
@@ -60,12 +61,12 @@ def isolate(home: str, readable: Sequence[str]) -> Jail:
     Forks on the way: the first process of a pid namespace is a child of the one that makes it.
     """
     jail = Jail(home, readable, os.open("/proc", os.O_RDONLY))
-    is_root = os.getuid() == 0
+    user = os.getuid()
     jail.attempt("control group", join_control_group, jail)
-    if not is_root:
+    if user:
         jail.attempt("user namespace", enter_user_namespace)
         if not jail.on("user namespace"):
-            jail.processes += threads_of_user()
+            jail.processes += threads_of_user(user)
     jail.attempt("network namespace", unshare, kernel.NEW_NETWORK)
     jail.attempt("ipc namespace", unshare, kernel.NEW_IPC)
     jail.attempt("mount namespace", unshare, kernel.NEW_MOUNTS)
@@ -83,7 +84,7 @@ def isolate(home: str, readable: Sequence[str]) -> Jail:
         jail.layers |= {"private file system": reason, "fresh /proc": reason}
     if jail.on("fresh /proc"):
         jail.proc = os.open("/proc", os.O_RDONLY)
-    if is_root:
+    if not user:
         jail.attempt("unprivileged user", choose_user, jail)
     jail.attempt("no new privileges", lambda: check(libc.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)))
     jail.attempt("Landlock", make_landlock_rules, jail)
@@ -147,15 +148,13 @@ def enter_user_namespace() -> None:
             file.write(text)
 
 
-def threads_of_user() -> int:
-    """How many threads this user runs anywhere: without a user namespace they count as the program's."""
+def threads_of_user(user: int) -> int:
+    """How many threads a user runs anywhere: without a user namespace they count as the program's."""
     count = 0
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if os.stat(f"/proc/{pid}").st_uid == os.getuid():
+        with contextlib.suppress(OSError):  # it has just ended
+            if os.stat(f"/proc/{pid}").st_uid == user:
                 count += len(os.listdir(f"/proc/{pid}/task"))
-        except OSError:
-            pass
     return count
 
 

@@ -79,8 +79,8 @@ def cut(text: str, length: int) -> str:
 def pack(value: object, depth: int = 0) -> object:
     """Plain data as JSON's types; TypeError for everything else.
 
-    An object of a subclass (a Counter, a namedtuple, an IntEnum) is packed as its plain type reads it; so is a
-    match, as the tuple of its text and groups, because functions of MBPP+ may return one as a true value.
+    An object of a subclass (Counter, namedtuple, IntEnum) is packed as its plain type reads it. A match
+    counts as the tuple of its text and groups: functions of MBPP+ may return one as something true.
     """
     if value is None or type(value) is bool:
         return value

@@ -3,6 +3,7 @@
 Everything that a test starts is below its server or zygote in the tree of processes, to which orphans return.
 """
 
+import contextlib
 import mmap
 import os
 import signal
@@ -10,11 +11,7 @@ import time
 
 
 def read_proc(proc: int, pid: int | str, name: str) -> bytes:
-    """The start of a file about a process; empty if the process has ended.
-
-    Args:
-        proc: descriptor of /proc.
-    """
+    """The start of a process's file in /proc (`proc` is its descriptor); empty if the process has ended."""
     try:
         with open(os.open(f"{pid}/{name}", os.O_RDONLY, dir_fd=proc), "rb", buffering=0) as file:
             return file.read(4096)
@@ -62,18 +59,8 @@ def kill_tree(proc: int) -> None:
             os.waitpid(-1, 0)
             continue
         for process in descendants(proc):
-            try:
+            with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGKILL)
-            except OSError:
-                pass
-
-
-def make_accessible(directory: str) -> None:
-    """Let the owner read and write a directory."""
-    try:
-        os.chmod(directory, 0o700)
-    except PermissionError:  # our own filter of system calls: then we have the capability to do without
-        pass
 
 
 def empty(home: str) -> None:
@@ -83,9 +70,13 @@ def empty(home: str) -> None:
             if not entry.is_dir(follow_symlinks=False):
                 os.unlink(entry.path)
                 continue
-            make_accessible(entry.path)
+            # We may not move a directory that we may not write. Where our own filter of system calls refuses
+            # to change that, we have the capability to do without.
+            with contextlib.suppress(PermissionError):
+                os.chmod(entry.path, 0o700)
             for inner in list(os.scandir(entry.path)):
                 if inner.is_dir(follow_symlinks=False):
-                    make_accessible(inner.path)  # a directory that we may not write we may not move
+                    with contextlib.suppress(PermissionError):
+                        os.chmod(inner.path, 0o700)
                 os.rename(inner.path, f"{home}/{time.monotonic_ns()}")
             os.rmdir(entry.path)

@@ -4,6 +4,7 @@ import _thread
 import ast
 import atexit
 import builtins
+import contextlib
 import io
 import json
 import linecache
@@ -36,10 +37,8 @@ def load_early(source: str) -> None:
     for name in sorted(names):
         top = name.partition(".")[0]
         if top in sys.stdlib_module_names | {"numpy"} and top not in NEVER_LOADED_EARLY:
-            try:
+            with contextlib.suppress(Exception):  # the program's own import will raise it again
                 __import__(name)
-            except Exception:  # the program's own import will raise it again
-                pass
 
 
 def candidate_traceback(error: BaseException) -> str:

@@ -257,9 +257,9 @@ def test_rows_of_mbpp_whose_functions_return_a_counter_or_a_match(
     lists = f"inputs = {[[text] for text in inputs]}\nresults = {results}\n"
     row = {"task_id": 1, "code": code, "prompt": "Write a function.", "test_imports": []}
     row |= {"test_list": [f"assert {name}('aab')"], "test": rule + lists + LOOP.format(name=name)}
-    said = read_row(row)
+    read = read_row(row)
     job = Job(
-        code, tuple(map(AssertTest, said["public"] + said["private"])), entry_point=name, setup=said["setup"]
+        code, tuple(map(AssertTest, read["public"] + read["private"])), entry_point=name, setup=read["setup"]
     )
     assert [result.verdict for result in sandbox.run([job])[0]] == verdicts
 
@@ -523,7 +523,7 @@ def test_quick_programs_get_places_beside_many_slow_ones_and_give_them_back():
 
         def started(slow):
             worker = Client(one._keeper, one._turn_slow, None)
-            assert one._quick < one._workers + one._more  # else it would wait for ever
+            assert one._quick < one._workers + one._more  # else it would wait forever
             one._quick += 1
             if slow:
                 one._turn_slow(worker)
@@ -640,7 +640,8 @@ def test_a_program_finds_no_name_of_the_project(sandbox):
         f"names, here = {names!r}, {str(here)!r}\n"
         "found = [name for name in sys.modules if name.partition('.')[0] in names]\n"
         "found += [name for name in vars(sys.modules['__main__']) if name in names]\n"
-        "found += [path for path in [*sys.path, *sys.path_importer_cache] if path in (here, here + '/isolation')]\n"
+        "paths = [*sys.path, *sys.path_importer_cache]\n"
+        "found += [path for path in paths if path in (here, here + '/isolation')]\n"
     )
     for start in ("", "import decimal\n"):  # with it, another kind of server runs the program
         alone = Job(f"{start}{looks}print(found)", (IoTest("", "[]"),))
@@ -695,7 +696,7 @@ def test_all_this_holds_for_another_user():
     assert [run.returncode for run in runs] == [0, 0], [text[-4000:] for text in printed]
 
 
-def test_what_a_result_tells_is_cut_whoever_wrote_it(sandbox):
+def test_texts_in_a_result_are_cut_also_where_the_program_wrote_them(sandbox):
     raw = (
         "import json, os, socket, struct\ndef f(x):\n"
         "  m = {'error': 'ValueError', 'message': 'M' * 10**6, 'traceback': 'T' * 10**6}\n"
@@ -703,10 +704,10 @@ def test_what_a_result_tells_is_cut_whoever_wrote_it(sandbox):
         "  socket.socket(fileno=3).sendall(struct.pack('!Q', len(m)) + m)\n  os._exit(0)"
     )
     long = "import os\nx = 1 1 " + "a" * 10**6
-    (told,), *errors = sandbox.run(
+    (raised,), *errors = sandbox.run(
         [Job(raw, (AssertTest("f(1)"),), SHORT, "f"), Job(long, (IoTest("", ""),) * 3)]
     )
-    for result in (told, *errors[0]):
+    for result in (raised, *errors[0]):
         assert result.verdict == Verdict.EXCEPTION and 0 < len(result.traceback) <= SHOWN
 
 
