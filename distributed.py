@@ -202,7 +202,8 @@ def total(numbers: Sequence[float]) -> list[float]:
 
 def sandbox_workers() -> int:
     """This rank's share of the machine's cores."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 # ---- loading -----------------------------------------------------------------------------------------------

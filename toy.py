@@ -44,7 +44,8 @@ import data
 from checkpoints import check_replaceable, replace_whole
 from data import Problem, feedback_message, first_message
 from distributed import friendly_errors
-from sandbox import IoTest, Limits, TestResult, Verdict, candidate_traceback, outputs_match
+from isolation.program import candidate_traceback
+from sandbox import IoTest, Limits, TestResult, Verdict, outputs_match
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"

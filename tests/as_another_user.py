@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import sandbox  # noqa: E402
+from isolation import kernel, seccomp  # noqa: E402
 
 NOBODY, NOBODY_ELSE = 65534, 65533  # two users: both modes may run side by side, each with its own limits
 
@@ -27,7 +27,7 @@ def open_the_way(libc: ctypes.CDLL, paths: list[Path]) -> None:
     needed = [path for path in paths if closed_ancestor(path)]
     if not needed:
         return
-    if libc.unshare(sandbox.NEW_MOUNTS) or libc.mount(b"none", b"/", None, ctypes.c_ulong(0x44000), None):
+    if libc.unshare(kernel.NEW_MOUNTS) or libc.mount(b"none", b"/", None, ctypes.c_ulong(0x44000), None):
         sys.exit("cannot make a mount namespace")
     held = {path: os.open(path, os.O_PATH) for path in needed}
     for closed in {closed_ancestor(path) for path in needed}:
@@ -51,13 +51,11 @@ if __name__ == "__main__":
         user = NOBODY_ELSE if arguments[:1] == ["--no-namespaces"] else NOBODY
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-        libc.prctl(sandbox.PR_SET_DUMPABLE, 1, 0, 0, 0)
+        libc.prctl(kernel.PR_SET_DUMPABLE, 1, 0, 0, 0)
     if arguments[:1] == ["--no-namespaces"]:
         del arguments[0]
-        libc.prctl(sandbox.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        sandbox.CLOSED_CALLS = "unshare 272 97 setns 308 268 mount 165 40 mount_setattr 442 442"
-        refuse = sandbox._seccomp_filter(None)
-        if libc.prctl(sandbox.PR_SET_SECCOMP, 2, ctypes.byref(refuse), 0, 0):
-            sys.exit("cannot refuse namespaces")
+        libc.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        seccomp.CLOSED_CALLS = "unshare 272 97 setns 308 268 mount 165 40 mount_setattr 442 442"
+        seccomp.install(seccomp.make_filter(None))
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nonexistent"}
     os.execv(sys.executable, [sys.executable, *arguments])

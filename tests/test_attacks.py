@@ -84,7 +84,7 @@ FORGERIES = {
     "patched unittest": "import unittest\nunittest.TestCase.assertEqual = lambda *a: None\nunittest.main = lambda: None",
     "patched sockets": "import socket, os\nsocket.socket.sendall = lambda *a: None\nos._exit = lambda *a: None",
     "patched sandbox": "import sys\nfor m in list(sys.modules.values()):\n"
-    "  for n in ('_pack', '_judge', 'outputs_match', '_run_test', 'candidate_traceback'):\n"
+    "  for n in ('pack', 'judge', 'run_test', 'run_program', 'outputs_match', 'candidate_traceback'):\n"
     "    if hasattr(m, n): setattr(m, n, lambda *a, **k: {'verdict': 'passed'})",
     "a thread that patches": "import threading, sys, time\ndef t():\n  for _ in range(50):\n    for f in sys._current_frames().values():\n"
     "      f.f_globals.update(code=0, exit_code=0, verdict='passed')\n    time.sleep(0.001)\n"
@@ -279,20 +279,20 @@ HARMS = {
     "  if os.path.isdir(d):\n"
     "    attempt(d, lambda: write(d + '/attack-left-this'))\n    attempt(d, lambda: os.mkdir(d + '/attack-left-this'))\n"
     "    attempt(d, lambda: os.symlink('x', d + '/attack-left-this'))\n    attempt(d, lambda: os.mkfifo(d + '/attack-left-this'))",
-    "change what is there": "for p in (PROJECT + '/sandbox.py', OUTSIDE + '/canary', os.__file__):\n"
+    "change what is there": "for p in (PROJECT + '/sandbox.py', PROJECT + '/isolation/judge.py', OUTSIDE + '/canary', os.__file__):\n"
     "  attempt(p, lambda: open(p, 'r+'))\n  attempt(p, lambda: os.truncate(p, 0))\n  attempt(p, lambda: os.unlink(p))\n"
     "  attempt(p, lambda: os.rename(p, 'mine'))\n  attempt(p, lambda: os.link(p, 'mine'))\n  attempt(p, lambda: os.chmod(p, 0))\n"
     "  attempt(p, lambda: os.utime(p))\n  attempt(p, lambda: os.setxattr(p, 'user.x', b'x'))\n"
     "  attempt(p, lambda: os.chown(p, os.getuid(), os.getgid()))",
     "links to what is there": "os.symlink(OUTSIDE + '/canary', 'way')\nattempt('read', lambda: read('way'))\nattempt('write', lambda: open('way', 'a'))\n"
     "os.symlink(OUTSIDE, 'ways')",
-    "read what is there": "for p in (PROJECT + '/sandbox.py', TESTS + '/test_attacks.py', OUTSIDE + '/canary', '/etc/shadow', '/root/.profile', '/root/.bashrc',\n"
+    "read what is there": "for p in (PROJECT + '/sandbox.py', PROJECT + '/isolation/judge.py', TESTS + '/test_attacks.py', OUTSIDE + '/canary', '/etc/shadow', '/root/.profile', '/root/.bashrc',\n"
     "          '/var/log/dpkg.log', '/proc/kcore', '/proc/kallsyms' * 0 or '/proc/kcore', '/dev/mem', '/dev/sda', '/dev/vda', '/dev/kmsg'):\n"
     "  attempt(p, lambda: read(p))\nfor d in (PROJECT, OUTSIDE, '/root', '/home', '/tmp'): attempt(d, lambda: os.listdir(d) or False)",
     "secrets in its environment": "t = repr(os.environ) + str(glob.glob('/proc/self/environ') and open('/proc/self/environ').read() if os.access('/proc/self/environ', 4) else '')\n"
     "if 'top' 'secret' in t: print('BREACH', t)",
     "secrets of the interpreter": "t = repr(sys.argv) + repr(sys.orig_argv) + repr(sys.path)\nif PROJECT in repr(sys.path): print('BREACH', t)",
-    "sandbox modules": "attempt('import', lambda: __import__('sandbox'))\nattempt('import', lambda: __import__('data'))",
+    "sandbox modules": "attempt('import', lambda: __import__('sandbox'))\nattempt('import', lambda: __import__('isolation'))\nattempt('import', lambda: __import__('data'))",
     "other tests' descriptors": "for d in range(3, 256): attempt(f'fd {d}', lambda: os.fstat(d))",
     "a daemon": "if os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0:\n    for s in range(1, 64):\n      try: signal.signal(s, 1)\n      except (OSError, ValueError): pass\n"
     "    open('/proc/self/comm', 'w').write('attack-daemon')\n    os.closerange(0, 99)\n    time.sleep(100)\n  os._exit(0)\ntime.sleep(0.2)",
@@ -363,7 +363,7 @@ class Suite:
         )
         os.environ["PASSWORD"] = "topsecret"
         self.sandbox = Sandbox()
-        self.keeper = self.sandbox._process.pid
+        self.keeper = self.sandbox._keeper.process.pid
         names = {"PROJECT": str(PROJECT), "TESTS": str(PROJECT / "tests"), "OUTSIDE": str(directory)}
         words = TRY.replace("BYSTANDER", str(self.bystander.pid))
         start = "\n".join(f"{name} = {value!r}" for name, value in names.items()) + words
@@ -489,14 +489,14 @@ def test_nothing_is_left_of_the_suite_and_a_bystander_lives(suite):
         future.result(timeout=120)
     assert suite.bystander.poll() is None and (suite.directory / "canary").read_text() == "alive"
     assert os.listdir(suite.directory) == ["canary"]
-    assert suite.sandbox._process.poll() is None and suite.sandbox._process.pid == suite.keeper
+    assert suite.sandbox._keeper.process.poll() is None and suite.sandbox._keeper.process.pid == suite.keeper
     assert left_behind() == []
     with Sandbox(workers=2) as another:
         hostile = [
             FORGERIES[name] for name in ("3,000 nested directories", "an orphan holds stdout", "fork bomb")
         ]
         another.run([Job(text, (IoTest("", ""),) * 3, SHORT) for text in hostile])
-        server = another._process.pid
+        server = another._keeper.process.pid
         assert homes_of(server)
     assert not os.path.exists(f"/proc/{server}") and not homes_of(server)
     assert f"/tmp/sandbox-{server}-" not in Path("/proc/self/mounts").read_text()
@@ -519,7 +519,7 @@ def alive(pid: int) -> bool:
 def test_the_sandbox_ends_with_its_caller():
     script = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\nfrom sandbox import *\ns = Sandbox(1)\n"
-        "s.submit(Job('while True: pass', (IoTest('', ''),)))\nprint(s._process.pid, flush=True)\n"
+        "s.submit(Job('while True: pass', (IoTest('', ''),)))\nprint(s._keeper.process.pid, flush=True)\n"
         "import time; time.sleep(60)"
     )
     caller = subprocess.Popen([sys.executable, "-c", script, str(PROJECT)], stdout=subprocess.PIPE)

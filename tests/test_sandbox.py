@@ -13,18 +13,10 @@ import pytest
 
 import sandbox as sandbox_module
 from formats.evalplus import read_row
-from sandbox import (
-    NOT_RUN,
-    SHOWN,
-    ZYGOTE_CHARACTERS,
-    AssertTest,
-    IoTest,
-    Job,
-    Limits,
-    Sandbox,
-    Verdict,
-    outputs_match,
-)
+from isolation import client, processes
+from isolation.client import ZYGOTE_CHARACTERS, Client, Server, imported
+from isolation.messages import SHOWN
+from sandbox import NOT_RUN, AssertTest, IoTest, Job, Limits, Sandbox, Verdict, outputs_match
 
 SHORT = Limits(seconds=1.0, memory_bytes=256 << 20, output_bytes=1 << 16)
 
@@ -466,10 +458,12 @@ def test_random_numbers_are_the_same_in_each_run_and_secrets_are_not(sandbox):
 
 def test_the_kernel_holds_the_memory_of_a_tree_where_control_groups_are_delegated(tmp_path, monkeypatch):
     """With our own watch out of the way: four children, each below the limit of a process."""
-    text = Path("sandbox.py").read_text().replace("WATCH_SECONDS = 0.05", "WATCH_SECONDS = 1e9")
-    (tmp_path / "unwatched.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    import unwatched
+    shutil.copytree(Path(client.DIRECTORY) / "isolation", tmp_path / "isolation")
+    watch, off = "WATCH_SECONDS = 0.05", "WATCH_SECONDS = 1e9"
+    text = (tmp_path / "isolation" / "server.py").read_text()
+    assert watch in text
+    (tmp_path / "isolation" / "server.py").write_text(text.replace(watch, off))
+    monkeypatch.setattr(client, "DIRECTORY", str(tmp_path))
 
     program = """
 import os, time
@@ -483,14 +477,14 @@ if input() == "much":
         os.wait()
 print("done")
 """
-    limits = unwatched.Limits(seconds=30.0, memory_bytes=256 << 20)
-    much, little = unwatched.IoTest("much", "done"), unwatched.IoTest("little", "done")
+    limits = Limits(seconds=30.0, memory_bytes=256 << 20)
+    much, little = IoTest("much", "done"), IoTest("little", "done")
     others = set(Path("/sys/fs/cgroup").rglob("sandbox-*"))
-    with unwatched.Sandbox(workers=1) as sandbox:
-        if sandbox.layers["control group"] != "on":
-            pytest.skip(f"control group {sandbox.layers['control group']}")
+    with Sandbox(workers=1) as unwatched:
+        if unwatched.layers["control group"] != "on":
+            pytest.skip(f"control group {unwatched.layers['control group']}")
         for tests in ((much, little, much, little), (much,), (little,), (much,), (little,)):
-            (results,) = sandbox.run([unwatched.Job(program, tests, limits)])
+            (results,) = unwatched.run([Job(program, tests, limits)])
             expected = ["out of memory" if test == much else "passed" for test in tests]
             assert [result.verdict.value for result in results] == expected
         ours = set(Path("/sys/fs/cgroup").rglob("sandbox-*")) - others
@@ -526,11 +520,11 @@ def test_quick_programs_get_places_beside_many_slow_ones_and_give_them_back():
     with Sandbox(workers=1, overcommit=4) as one:
 
         def started(slow):
-            worker = sandbox_module._Worker(one, None)
-            assert one._quick < one._workers + one._more  # else it would wait for ever
+            worker = Client(one._keeper, one._turn_slow, None)
+            assert one._quick < one._workers + one._more  # else it would wait forever
             one._quick += 1
             if slow:
-                worker.is_slow()
+                one._turn_slow(worker)
             return worker
 
         running = [started(slow=True) for _ in range(3)]
@@ -538,13 +532,13 @@ def test_quick_programs_get_places_beside_many_slow_ones_and_give_them_back():
         # Each quick one that ends opens one, up to 1.5 for each slow one beyond the workers.
         for places in (0, 1, 2, 3, 3):
             assert one._more == places
-            started(slow=False).ends()
+            one._leave(started(slow=False))
         running.append(started(slow=True))
         assert (one._quick, one._slow, one._more) == (0, 4, 0)  # what turns slow closes them
         fifth = started(slow=True)
         assert (one._quick, one._slow, one._more) == (1, 4, 0)  # no more than these may be slow
         for worker in [fifth, *running]:
-            worker.ends()
+            one._leave(worker)
         assert (one._quick, one._slow, one._more) == (0, 0, 0)
 
 
@@ -562,10 +556,12 @@ def test_jobs_start_in_order_also_after_many_slow_ones():
 
 
 def test_each_server_has_a_session_of_its_own():
-    """A kernel that shares out cores by session would else give all servers together one program's part."""
+    """Otherwise a kernel that shares out cores by session gives all servers together one program's part."""
     with Sandbox(workers=1) as one:
-        servers = [sandbox_module._Server(one, []) for _ in range(2)]
-        sessions = {os.getsid(process) for process in (one._process.pid, *(server.pid for server in servers))}
+        servers = [Server(one._keeper) for _ in range(2)]
+        sessions = {
+            os.getsid(process) for process in (one._keeper.process.pid, *(server.pid for server in servers))
+        }
         for server in servers:
             server.channel.close()
         assert len(sessions) == 3
@@ -576,7 +572,7 @@ def test_a_long_program_is_looked_through_in_time_that_grows_with_its_length():
         timings = []
         for _ in range(3):
             began = time.process_time()
-            sandbox_module._imported(program)
+            imported(program)
             timings.append(time.process_time() - began)
         return min(timings)
 
@@ -604,12 +600,12 @@ def test_no_answer_of_an_earlier_test_is_read_after_an_error(monkeypatch):
 def test_a_dead_keeper_is_no_verdict():
     """Else training would take it for a reward."""
     one = Sandbox(workers=1)
-    one._process.kill()
-    one._process.wait()
+    one._keeper.process.kill()
+    one._keeper.process.wait()
     with pytest.raises(OSError):
         one.run([Job("def f(): return 1", (AssertTest("assert f() == 1"),), entry_point="f")])
     one.close()
-    for home in Path("/tmp").glob(f"sandbox-{one._process.pid}-*"):  # nobody else is left to do so
+    for home in Path("/tmp").glob(f"sandbox-{one._keeper.process.pid}-*"):  # nobody else is left to do so
         shutil.rmtree(home)
 
 
@@ -625,18 +621,40 @@ def test_no_program_imports_what_lies_beside_the_sandbox(sandbox):
     here = Path(sandbox_module.__file__).resolve().parent
     program = f"import sys\nprint({str(here)!r} in sys.path + list(sys.path_importer_cache))"
     assert sandbox.run([Job(program, (IoTest("", "False"),))])[0][0].verdict == Verdict.PASSED
-    for name in ("sandbox", "asserts", "data"):
+    for name in ("isolation", "sandbox", "asserts", "data"):
         first_line = "import decimal\n"  # with it, another kind of server runs the program
         for program in (f"import {name}", f"{first_line}import {name}"):
             ((result,),) = sandbox.run([Job(program, (IoTest("", ""),))])
             assert f"No module named '{name}'" in result.traceback
 
 
+def test_a_program_finds_no_name_of_the_project(sandbox):
+    """In what its process has: the modules, where it would look for more, and the main module."""
+    here = Path(sandbox_module.__file__).resolve().parent
+    names = {path.stem for path in here.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert {"isolation", "sandbox", "data", "train"} <= names
+    looks = (
+        "import sys\n"
+        f"names, here = {names!r}, {str(here)!r}\n"
+        "found = [name for name in sys.modules if name.partition('.')[0] in names]\n"
+        "found += [name for name in vars(sys.modules['__main__']) if name in names]\n"
+        "paths = [*sys.path, *sys.path_importer_cache]\n"
+        "found += [path for path in paths if path in (here, here + '/isolation')]\n"
+    )
+    for start in ("", "import decimal\n"):  # with it, another kind of server runs the program
+        alone = Job(f"{start}{looks}print(found)", (IoTest("", "[]"),))
+        test = AssertTest("assert f() == []")
+        function = Job(f"{start}{looks}def f(): return found", (test,), entry_point="f")
+        for job in (alone, function, replace(alone, tests=alone.tests * 3)):  # the last in a zygote
+            (results,) = sandbox.run([job])
+            assert all(result.verdict == Verdict.PASSED for result in results), results[0]
+
+
 def test_a_dead_server_costs_one_test():
     with Sandbox(workers=1, overcommit=0) as one:
         hanging = one.submit(Job("import time; time.sleep(99)", (IoTest("", ""),)))
         time.sleep(0.5)
-        keeper = one._process.pid
+        keeper = one._keeper.process.pid
         for server in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
             os.kill(int(server), signal.SIGKILL)
         assert hanging.result()[0].verdict == Verdict.EXCEPTION
@@ -676,7 +694,7 @@ def test_all_this_holds_for_another_user():
     assert [run.returncode for run in runs] == [0, 0], [text[-4000:] for text in printed]
 
 
-def test_what_a_result_tells_is_cut_whoever_wrote_it(sandbox):
+def test_texts_in_a_result_are_cut_also_where_the_program_wrote_them(sandbox):
     raw = (
         "import json, os, socket, struct\ndef f(x):\n"
         "  m = {'error': 'ValueError', 'message': 'M' * 10**6, 'traceback': 'T' * 10**6}\n"
@@ -684,15 +702,15 @@ def test_what_a_result_tells_is_cut_whoever_wrote_it(sandbox):
         "  socket.socket(fileno=3).sendall(struct.pack('!Q', len(m)) + m)\n  os._exit(0)"
     )
     long = "import os\nx = 1 1 " + "a" * 10**6
-    (told,), *errors = sandbox.run(
+    (raised,), *errors = sandbox.run(
         [Job(raw, (AssertTest("f(1)"),), SHORT, "f"), Job(long, (IoTest("", ""),) * 3)]
     )
-    for result in (told, *errors[0]):
+    for result in (raised, *errors[0]):
         assert result.verdict == Verdict.EXCEPTION and 0 < len(result.traceback) <= SHOWN
 
 
 def test_a_judge_that_is_kept_busy_counts_as_a_timeout(sandbox, monkeypatch):
-    monkeypatch.setattr("sandbox.JUDGE_SECONDS", 0.1)
+    monkeypatch.setattr("isolation.client.JUDGE_SECONDS", 0.1)
     program = (
         "import os, socket, struct\n"
         "items = ', '.join('{\"int\": \"%s\"}' % hex(i * (2**61 - 1)) for i in range(64, 1 << 18))\n"
@@ -706,17 +724,17 @@ def test_a_judge_that_is_kept_busy_counts_as_a_timeout(sandbox, monkeypatch):
 
 def test_a_process_that_ends_while_its_memory_is_looked_at_has_none(monkeypatch):
     """A fork that shares 600 MB with its parent until it runs another program is not 600 MB more."""
-    jail, seen = sandbox_module._Jail("/", 0, {}), []
+    seen = []
 
-    def about(_jail, pid, name):
+    def read(_proc, pid, name):
         seen.append((pid, name))
         if pid == 1:
             return b"Pss: 600000 kB" if name == "smaps_rollup" else b"150000 150000"
         return b"150000 150000" if len(seen) < 3 else b""
 
-    monkeypatch.setattr(sandbox_module, "_tree", lambda _: [1, 2])
-    monkeypatch.setattr(sandbox_module, "_about", about)
-    assert sandbox_module._tree_bytes(jail, 1 << 30) == 600000 * 1024
+    monkeypatch.setattr(processes, "descendants", lambda _: [1, 2])
+    monkeypatch.setattr(processes, "read_proc", read)
+    assert processes.tree_bytes(0, 1 << 30) == 600000 * 1024
 
 
 def test_after_three_timeouts_the_rest_is_not_run(sandbox):

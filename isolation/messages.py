@@ -1,0 +1,129 @@
+"""Messages between the caller, its servers, the judges and the programs, and the codec for plain data.
+
+A message is a dict as JSON with its length in front, on a socket; file descriptors travel beside it. What a
+program must not see passes by as the descriptor of a file in memory that nobody reads on the way. Arguments
+and results between a judge and a program are packed by a strict codec, because a program may send anything.
+"""
+
+import json
+import os
+import re
+import socket
+import struct
+from collections.abc import Sequence
+
+RPC_BYTES, RPC_DEPTH = 16 << 20, 200  # longest message of a judge or program, deepest nesting of a value
+SHOWN = 2000  # characters of a value or a traceback in a result
+# How each plain type reads an instance: a subclass may say anything about itself.
+READERS = {int: int.__index__, float: float.__float__, complex: complex.__complex__}
+READERS |= {str: str.__str__, bytes: bytes.__bytes__, dict: dict.items}
+READERS |= {kind: kind.__iter__ for kind in (list, tuple, set, frozenset)}
+
+
+def send(
+    channel: socket.socket, message: dict, descriptors: Sequence[int] = (), data: Sequence[memoryview] = ()
+) -> None:
+    """Send a message, with `data` after it. The descriptors go with it and are closed here."""
+    text = json.dumps(message).encode()
+    parts = [struct.pack("!Q", len(text)) + text, *data]
+    try:
+        sent = socket.send_fds(channel, parts, list(descriptors))  # all at once: the other side wakes once
+        for part in parts:
+            if sent < len(part):
+                channel.sendall(memoryview(part)[sent:])
+            sent = max(0, sent - len(part))
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def read_bytes(channel: socket.socket, length: int) -> bytes:
+    """Exactly `length` bytes. Raises EOFError if the other side has closed the channel."""
+    data = bytearray()
+    while len(data) < length:
+        piece = channel.recv(min(1 << 20, length - len(data)))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
+def receive(channel: socket.socket, limit: int = 1 << 30, most_files: int = 0) -> tuple[dict, list[int]]:
+    """The next message and its descriptors; EOFError if the channel is closed, ValueError if it is none."""
+    header, descriptors, _, _ = socket.recv_fds(channel, 8, most_files)
+    if not header:
+        raise EOFError
+    (length,) = struct.unpack("!Q", header + read_bytes(channel, 8 - len(header)))
+    if length > limit:
+        raise ValueError(f"a message of {length} bytes, more than {limit}")
+    return json.loads(read_bytes(channel, length)), descriptors
+
+
+def memory_file(text: str) -> int:
+    """A descriptor of a file in memory, to be read from its start."""
+    descriptor = os.memfd_create("sandbox")
+    os.pwrite(descriptor, text.encode("utf-8", "surrogatepass"), 0)
+    return descriptor
+
+
+def contents(memory_file: int) -> str:
+    """The text of a file that `memory_file` made."""
+    return os.pread(memory_file, os.fstat(memory_file).st_size, 0).decode("utf-8", "surrogatepass")
+
+
+def cut(text: str, length: int) -> str:
+    """The start of a text, with a visible mark if something is left out."""
+    return text if len(text) <= length else f"{text[:length]}\n[cut]"
+
+
+def pack(value: object, depth: int = 0) -> object:
+    """Plain data as JSON's types; TypeError for everything else.
+
+    An object of a subclass (Counter, namedtuple, IntEnum) is packed as its plain type reads it. A match
+    counts as the tuple of its text and groups: functions of MBPP+ may return one as something true.
+    """
+    if value is None or type(value) is bool:
+        return value
+    if depth > RPC_DEPTH:
+        raise TypeError(f"a value nested deeper than {RPC_DEPTH} levels")
+    if type(value) is re.Match:
+        value = (value[0], *value.groups())
+    kind = type(value)
+    if kind not in READERS:
+        kind = next((plain for plain in READERS if issubclass(kind, plain)), None)
+        if kind is None:
+            raise TypeError(f"a value of type {type(value).__name__} is not plain data")
+    value = READERS[kind](value)
+    if kind in (str, float) or kind is int and abs(value) < 1 << 63:
+        return value
+    if kind is int:
+        return {"int": hex(value)}
+    if kind is complex:
+        return {"complex": [value.real.hex(), value.imag.hex()]}
+    if kind is bytes:
+        return {"bytes": value.hex()}
+    if kind is dict:
+        return {"dict": [[pack(k, depth + 1), pack(v, depth + 1)] for k, v in value]}
+    return {kind.__name__: [pack(item, depth + 1) for item in value]}
+
+
+def unpack(packed: object, depth: int = 0) -> object:
+    """The inverse of `pack`; raises an Exception of some type for anything that `pack` does not make."""
+    if packed is None or type(packed) in (bool, str, int, float):
+        return packed
+    if depth > RPC_DEPTH or type(packed) is not dict:
+        raise ValueError("not packed data")
+    ((kind, content),) = packed.items()
+    if kind == "int":
+        return int(content, 16)
+    if kind == "complex":
+        real, imaginary = content
+        return complex(float.fromhex(real), float.fromhex(imaginary))
+    if kind == "bytes":
+        return bytes.fromhex(content)
+    if type(content) is not list:
+        raise ValueError("not packed data")
+    if kind == "dict":
+        return {unpack(key, depth + 1): unpack(value, depth + 1) for key, value in content}
+    make = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind]
+    return make(unpack(item, depth + 1) for item in content)
