@@ -1,4 +1,4 @@
-"""A problem: what the model is told, the tests that judge its answer, and the words of the prompts.
+"""A problem: its statement and tests, and the words of the prompts and of the feedback.
 
 Paper: section 2.1 and appendix B. A problem has *public* tests, whose results are fed back in the dialog, and
 *private* tests, which judge the last response only. The paper's own prompts are longer; ours are the
@@ -123,10 +123,7 @@ def _entry(problem: Problem, test: IoTest | AssertTest, result: TestResult, cut:
 
 
 def feedback_message(
-    problem: Problem,
-    results: Sequence[TestResult] | None,
-    cut: int = 2000,
-    asked: Problem | None = None,
+    problem: Problem, results: Sequence[TestResult] | None, cut: int = 2000, asked: Problem | None = None
 ) -> str:
     """The user message after a response that did not pass.
 
@@ -163,10 +160,7 @@ def feedback_message(
 
 
 def make_job(
-    problem: Problem,
-    code: str,
-    tests: Sequence[IoTest | AssertTest],
-    stop_at_first_failure: bool = False,
+    problem: Problem, code: str, tests: Sequence[IoTest | AssertTest], stop_at_first_failure: bool = False
 ) -> Job:
     """The sandbox's job that judges `code`, a response's program, on `tests` of `problem`."""
     return Job(

@@ -270,7 +270,7 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     places = fitting(problems, tokenizer, shared)
     if len(places) < len(problems):
         message = too_long(problems, places, "problems", shared)
-        raise ValueError(f"{message}: give more of the one or less of the other")
+        raise ValueError(f"{message}: raise --context or lower --max_new_tokens")
     weights = 0  # a checksum, so that a retrained model does not continue the run of the old one
     for parameter in model.parameters():
         weights = zlib.crc32(parameter.detach().cpu().flatten().view(torch.uint8).numpy(), weights)

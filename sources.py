@@ -112,12 +112,10 @@ FORMATS = (  # the columns that a row must have, and the function that reads it
 
 def _problem(stored: dict, where: str) -> Problem:
     """The problem of a stored row, which may be a line of JSON. Raises: ValueError, one sentence."""
-    row = stored
-    if list(stored) == ["text"]:
-        try:
-            row = json.loads(stored["text"])
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON: {error}") from error
+    try:
+        row = json.loads(stored["text"]) if list(stored) == ["text"] else stored
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
     try:
         if not isinstance(row, dict):
             raise ValueError("it is no object with columns")

@@ -40,15 +40,17 @@ def installed(what: str) -> bool:
     return pyplot is not None
 
 
-def _panels(count: int, width: float, height: float, title: str = "") -> tuple:
-    """A figure and `count` axes, three in a row."""
-    rows, columns = -(-count // 3), min(count, 3)
+def _panels(title: str, names: Sequence[str], width: float, height: float, in_a_row: int = 3) -> tuple:
+    """A figure with a title, and one panel for each name."""
+    rows, columns = -(-len(names) // in_a_row), min(len(names), in_a_row)
     size = (width * columns, height * rows)
     figure, grid = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     figure.suptitle(title)
-    for unused in grid.flat[count:]:
+    for name, axis in zip(names, grid.flat, strict=False):
+        axis.set_title(name, fontsize="medium")
+    for unused in grid.flat[len(names) :]:
         unused.set_axis_off()
-    return figure, grid.flat[:count]
+    return figure, grid.flat[: len(names)]
 
 
 def _save(figure, path: Path) -> None:
@@ -76,11 +78,11 @@ def curves(run: Path) -> None:
         "KL to the initial policy": {"nats per token": read["kl"]},
         "Explained variance of the returns": {"by the critic": read["explained_variance"]},
     }
-    figure, axes = pyplot.subplots(1, 4, figsize=(15, 4), layout="constrained")
-    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+    figure, axes = _panels("Training", list(panels), 3.75, 4, in_a_row=4)
+    for axis, lines in zip(axes, panels.values(), strict=True):
         for name, curve in lines.items():
             axis.plot([entry["iteration"] for entry in metrics], curve, label=name)
-        axis.set(title=title, xlabel="iteration")
+        axis.set_xlabel("iteration")
         axis.xaxis.get_major_locator().set_params(integer=True)
         _legend_below(axis)
     _save(figure, run / "curves.png")
@@ -108,7 +110,7 @@ def evaluation(summaries: dict[str, dict], measures: Sequence[str], directory: P
 
 
 def _solved_by_turn(summaries: dict[str, dict], path: Path) -> None:
-    figure, (axis,) = _panels(1, 5.5, 4.4, "Share of rollouts solved within a number of turns")
+    figure, (axis,) = _panels("Share of rollouts solved within a number of turns", [""], 5.5, 4.4)
     for name, summary in summaries.items():
         shares = summary["solved_by_turn"]
         style = "-" if summary["settings"]["feedback"] == "true" else "--"
@@ -121,16 +123,15 @@ def _solved_by_turn(summaries: dict[str, dict], path: Path) -> None:
 
 def _outcomes(summaries: dict[str, dict], path: Path) -> None:
     """Figure 3: one bar for each turn, as high as the share of rollouts that have this turn."""
-    figure, axes = _panels(len(summaries), 3.8, 3.8, "Results of the responses on the public tests")
+    figure, axes = _panels("Results of the responses on the public tests", list(summaries), 3.8, 3.8)
     outcomes = [list(summary["outcomes"].values()) for summary in summaries.values()]
     seen = [kind for kind in COLOURS if any(turn[kind] for turns in outcomes for turn in turns)]
-    for axis, turns, (name, summary) in zip(axes, outcomes, summaries.items(), strict=True):
+    for axis, turns, summary in zip(axes, outcomes, summaries.values(), strict=True):
         places, bottom = range(1, len(turns) + 1), [0.0] * len(turns)
         for kind in seen:
             shares = [turn[kind] / summary["rollouts"] for turn in turns]
             axis.bar(places, shares, 0.7, bottom, color=COLOURS[kind], label=kind)
             bottom = [below + share for below, share in zip(bottom, shares, strict=True)]
-        axis.set_title(name, fontsize="medium")
         axis.set(xlabel="turn (passed rollouts have ended)", ylabel="share of rollouts", ylim=(0, 1))
         axis.set_xticks(places)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
@@ -140,13 +141,12 @@ def _outcomes(summaries: dict[str, dict], path: Path) -> None:
 def _transitions(summaries: dict[str, dict], path: Path) -> None:
     """The result of a response after each kind of failure; the numbers are counts."""
     title = "Results of successive responses\n(numbers: responses, colour: share of the row)"
-    figure, axes = _panels(len(summaries), 4.4, 4.4, title)
-    for axis, (name, summary) in zip(axes, summaries.items(), strict=True):
+    figure, axes = _panels(title, list(summaries), 4.4, 4.4)
+    for axis, summary in zip(axes, summaries.values(), strict=True):
         counts = summary["transitions"]
         rows = [kind for kind in COLOURS if sum(counts.get(kind, {}).values())]
         columns = [kind for kind in COLOURS if any(counts[row][kind] for row in rows)]
         shares = [[counts[row][column] / sum(counts[row].values()) for column in columns] for row in rows]
-        axis.set_title(name, fontsize="medium")
         if not rows:
             axis.text(0.5, 0.5, "no second turns", ha="center")
             continue
@@ -163,18 +163,17 @@ def _transitions(summaries: dict[str, dict], path: Path) -> None:
 
 def _chrf(summaries: dict[str, dict], path: Path) -> None:
     """Figure 3: the similarity of successive programs."""
-    figure, axes = _panels(len(summaries), 3.8, 3.8, "Similarity of successive programs")
-    for axis, (name, summary) in zip(axes, summaries.items(), strict=True):
+    figure, axes = _panels("Similarity of successive programs", list(summaries), 3.8, 3.8)
+    for axis, summary in zip(axes, summaries.values(), strict=True):
         histogram = summary["chrf_histogram"]
         axis.bar(range(5, 100, 10), [count / max(1, sum(histogram)) for count in histogram], 9)
-        axis.set_title(name, fontsize="medium")
         axis.set(xlabel="chrF (100: the same program)", ylabel="share of pairs", ylim=(0, 1.02))
     _save(figure, path)
 
 
 def turn_limits(summaries: dict[str, dict], measures: Sequence[str], path: Path) -> None:
     """Figure 4: an equal number of samples, spent on more rollouts or on longer ones."""
-    figure, (axis,) = _panels(1, 5.5, 4.4, "Solved with an equal number of samples")
+    figure, (axis,) = _panels("Solved with an equal number of samples", [""], 5.5, 4.4)
     kinds: dict[tuple, list[dict]] = {}
     for summary in sorted(summaries.values(), key=lambda summary: summary["settings"]["turn_limit"]):
         kind = summary["settings"]["feedback"], summary["settings"]["temperature"]
