@@ -63,23 +63,23 @@ def collate(episodes: Sequence[Episode], device: torch.device) -> Batch:
     )
 
 
-def microbatches(episodes: Sequence[Episode], token_budget: int, ranks: int = 1) -> list[list[int]]:
-    """Positions of the episodes in groups of similar length whose padded size is within the budget.
+def microbatches(episodes: Sequence[Episode], token_budget: int, ranks: int = 1) -> list[list[Episode]]:
+    """The episodes in groups of similar length whose padded size is within the budget.
 
     All ranks must run the same number of forward passes: the number of groups is a multiple of `ranks`, and
     the number of episodes must be one too.
     """
-    groups: list[list[int]] = []
-    for position in sorted(range(len(episodes)), key=lambda i: -len(episodes[i].ids)):
+    groups: list[list[Episode]] = []
+    for episode in sorted(episodes, key=lambda episode: -len(episode.ids)):
         # The first episode of a group is the longest: all are padded to its length.
-        if groups and len(episodes[groups[-1][0]].ids) * (len(groups[-1]) + 1) <= token_budget:
-            groups[-1].append(position)
+        if groups and len(groups[-1][0].ids) * (len(groups[-1]) + 1) <= token_budget:
+            groups[-1].append(episode)
         else:
-            groups.append([position])
+            groups.append([episode])
     while len(groups) % ranks:
-        at = max(range(len(groups)), key=lambda g: len(groups[g]))
-        middle = len(groups[at]) // 2
-        groups[at : at + 1] = groups[at][:middle], groups[at][middle:]
+        largest = max(range(len(groups)), key=lambda g: len(groups[g]))
+        middle = len(groups[largest]) // 2
+        groups[largest : largest + 1] = groups[largest][:middle], groups[largest][middle:]
     return groups
 
 
@@ -229,10 +229,10 @@ def value_loss(
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
-def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
-    """1 - Var(G - V) / Var(G), both (N,): 1 is perfect, 0 is a constant V; nan where G is constant."""
+def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float | None:
+    """1 - Var(G - V) / Var(G), both (N,): 1 is perfect, 0 is a constant V; None where G is constant."""
     variance = returns.var(correction=0)
-    return float("nan") if variance == 0 else float(1 - (returns - values).var(correction=0) / variance)
+    return None if variance == 0 else float(1 - (returns - values).var(correction=0) / variance)
 
 
 def worked_example() -> None:

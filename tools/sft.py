@@ -56,7 +56,7 @@ def fine_tune(policy, episodes: Sequence[Episode], args: argparse.Namespace) -> 
             tokens = sum(episode.turns[0].end - episode.turns[0].start for episode in minibatch)
             loss = 0.0
             for group in ppo.microbatches(minibatch, args.microbatch_tokens, ranks())[rank() :: ranks()]:
-                batch = ppo.collate([minibatch[i] for i in group], args.device)
+                batch = ppo.collate(group, args.device)
                 logprobs, _ = as_forward(ppo.response_logprobs, policy, batch, 1.0)  # (R,)
                 share = -logprobs.sum() / tokens
                 share.backward()
