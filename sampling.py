@@ -109,8 +109,7 @@ def sample_tokens(
         before = ordered.exp().cumsum(-1) - ordered.exp()  # (n, V) probability of all tokens before each
         ordered = ordered.masked_fill(before >= top_p, -torch.inf)  # (n, V)
         logprobs = torch.empty_like(logprobs).scatter_(-1, order, ordered).log_softmax(-1)  # (n, V)
-    cumulative = logprobs.exp().double().cumsum(-1)  # (n, V) in double: 128k terms
-    threshold = noise.double()[:, None] * cumulative[:, -1:]  # (n, 1)
-    tokens = torch.searchsorted(cumulative, threshold, right=True)[:, 0]  # (n,)
-    tokens = tokens.clamp(max=logits.shape[-1] - 1)  # (n,)
+    cdf = logprobs.exp().double().cumsum(-1)  # (n, V) in double: 128k terms
+    threshold = noise.double()[:, None] * cdf[:, -1:]  # (n, 1)
+    tokens = torch.searchsorted(cdf, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)  # (n,)
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]  # (n,), (n,)
