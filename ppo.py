@@ -24,15 +24,16 @@ pi_old, and below 1 later for each token that has become less likely. Differs fr
 (R,), and its N turns in another, (N,); prompts and feedback are in neither. `python ppo.py` shows an example.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rollout import Episode, Turn
+from value_head import tail_logits, trunk_of
 
 
 @dataclass
@@ -87,7 +88,7 @@ def microbatches(episodes: Sequence[Episode], token_budget: int, ranks: int = 1)
 
 
 def chunked_logprobs(
-    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, temperature: float, chunk: int
+    hidden: torch.Tensor, head: Callable, targets: torch.Tensor, temperature: float, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of `targets` and entropies; the (R, V) logits never exist at once.
 
@@ -117,10 +118,10 @@ def response_logprobs(
 
     Sampling divided the logits by `temperature`: training must too, or the ratio does not start at 1.
     """
-    hidden = model.get_decoder()(batch.ids, use_cache=False).last_hidden_state  # (B, T, D)
-    before = hidden[batch.token_rows, batch.token_columns - 1]  # (R, D)
+    output = trunk_of(model)(batch.ids, use_cache=False)
+    hidden = output.last_hidden_state[batch.token_rows, batch.token_columns - 1]  # (R, D)
     targets = batch.ids[batch.token_rows, batch.token_columns]  # (R,)
-    return chunked_logprobs(before, model.get_output_embeddings(), targets, temperature, chunk)
+    return chunked_logprobs(hidden, partial(tail_logits, model, output), targets, temperature, chunk)
 
 
 # ---- rewards, returns, advantages --------------------------------------------------------------------------

@@ -43,7 +43,7 @@ from data import (
     make_job,
 )
 from distributed import friendly_errors, load_model, load_tokenizer
-from sampling import RaggedCache, forward, sample_tokens
+from sampling import RaggedCache, check_architecture, check_logits, forward, sample_tokens
 from sandbox import Sandbox, TestResult, Verdict
 from sources import first_messages, load_problems
 
@@ -345,5 +345,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     with friendly_errors("rollout.py"), Sandbox() as executor:
         tokenizer, model = load_tokenizer(arguments.model), load_model(arguments.model, dtype="auto")
+        check_architecture(model.config, RolloutSettings.context)
+        check_logits(model, len(tokenizer), RolloutSettings.context)
         first = list(load_problems(arguments.problems, "test")[:1])
         print(show(tokenizer, rollout(model, tokenizer, first, executor, RolloutSettings(), seed=0)[0]))

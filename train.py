@@ -43,6 +43,7 @@ from distributed import as_forward, gather, load_model, rank, ranks
 from episodes import EpisodeSource, Sampler, load_split, sample_for_learners
 from evaluate import before_and_after, dialog_statistics, record, summarise
 from rollout import Episode, show
+from sampling import check_architecture, check_logits
 from sandbox import Sandbox
 from tools import plots
 from tools.plan import GIB, report
@@ -317,6 +318,7 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
                 run.path.mkdir(parents=True, exist_ok=True)  # before the work: it may be refused
                 toy.ensure_base(Path(config.model), seed=0)
             distributed.barrier()
+        check_architecture(distributed.load_config(config.model, config.gguf_file), config.context)
         tokenizer = distributed.load_tokenizer(config.model, config.chat_template, config.gguf_file)
         splits = (config.train_split, config.valid_split, config.test_split)
         training, valid, test = (load_split(config, name, tokenizer) for name in splits)
@@ -335,6 +337,7 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
             yield None
             return
         reference, trainable = load_networks(config)
+        check_logits(trainable[0], len(tokenizer), config.context)
         if run.newest:
             restore_checkpoint(run.newest, in_checkpoint(trainable))
         run.seconds.setdefault("start", time.perf_counter() - began)
