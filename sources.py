@@ -56,6 +56,8 @@ SMALL = 1 << 26  # problems of tables up to this size, in bytes, are made once a
 
 # ---- a row becomes a problem -------------------------------------------------------------------------------
 
+datasets.disable_progress_bars()  # they would stand among ours
+
 
 def _tests(row: dict, column: str) -> tuple[IoTest | AssertTest, ...]:
     tests = row.get(column) or []
