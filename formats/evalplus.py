@@ -19,6 +19,7 @@ import sys
 
 from data import MBPP_STATEMENT, Problem
 from distributed import friendly_errors
+from formats.values import assert_tests
 from sandbox import AssertTest
 
 # The judge has only the standard library: importing numpy would take longer than a test. This replacement has
@@ -203,6 +204,7 @@ def read_row(row: dict) -> Problem:
         tests[next(iter(values.values()))] = code
     if not tests:  # code of another form is one test
         tests[""] = row["test"] + ("" if asserts else "\ncheck(candidate)")
+    assert_tests([*row.get("test_list", []), next(iter(tests.values()))], name, "test", helpers)
     public = _base_tests(row, name, asserts, tests)
     prompt = row["prompt"]
     if asserts and "test_list" not in row:  # evalplus's own MBPP+ prompts are string literals with an assert
