@@ -86,7 +86,7 @@ def test_a_wrong_value_is_named_with_file_line_and_column(tmp_path, changed, tol
     [
         "def check(candidate):\n    assert candidate(1) == 2",
         "def test_f():\n    assert f(1) == 2",
-        "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        self.assertEqual(f(1), 2)",
+        "import unittest\nclass T(unittest.TestCase):\n    def test(self):\n        assert f(1) == 2",
         "f(1) == 2",
         'assert (f(1) == 2, "no")',
         "assert [f(1) == 2]",
