@@ -64,9 +64,8 @@ def prompt_ids(tokenizer, message: str, before: Sequence[dict] = ()) -> list[int
 
 def observation_ids(tokenizer, message: str) -> list[int]:
     """The template's ids between two responses: end of turn, the user's message, the next header."""
-    contents = {"user": "?", "assistant": SENTINEL}
-    dialog = [{"role": role, "content": content} for role, content in contents.items()]
-    text = _render(tokenizer, [*dialog, {"role": "user", "content": message}])
+    dialog = [("user", "?"), ("assistant", SENTINEL), ("user", message)]
+    text = _render(tokenizer, [{"role": role, "content": content} for role, content in dialog])
     return tokenizer.encode(text.split(SENTINEL, 1)[1], add_special_tokens=False)
 
 

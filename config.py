@@ -50,7 +50,7 @@ class Config:
     overlap: bool = option(
         True, "with rollout_ranks: sample while training, with weights one iteration old; else in turns"
     )
-    attention: str = option("sdpa", "transformers' attention: sdpa, eager, flash_attention_2, ...")
+    attention: str = option("", "transformers' attention, sdpa or eager; empty: what it chooses")
     gguf_file: str = option("", "file of --model that holds its weights as GGUF")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
     seed: int = option(0, "seed of everything random")

@@ -27,6 +27,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import MethodType
 
@@ -46,9 +47,20 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from value_head import layers_of, use_float32_logits
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
+LOCAL = {"local_files_only": True, "trust_remote_code": False}  # never run or ask about a model's own code
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 # Long, because ranks wait for each other's rollouts; `process_group` notices a failed rank at once.
 TIMEOUT = timedelta(hours=4)
@@ -245,7 +257,7 @@ def load_tokenizer(model: str, chat_template: str = "", gguf_file: str = ""):
     directory = find_model(model, gguf_file)
     try:
         gguf = {"gguf_file": gguf_file} if gguf_file else {}
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, **gguf)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **LOCAL, **gguf)
     except Exception as error:  # transformers raises what its parsers raise
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{model} has no tokenizer that transformers can read: {reason}") from error
@@ -256,11 +268,20 @@ def load_tokenizer(model: str, chat_template: str = "", gguf_file: str = ""):
     return tokenizer
 
 
+def load_config(model: str, gguf_file: str = "") -> PretrainedConfig:
+    """A model's configuration. Raises: ValueError, one sentence, if there is none that transformers knows."""
+    directory, gguf = find_model(model, gguf_file), {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        return AutoConfig.from_pretrained(directory, **LOCAL, **gguf)
+    except (ImportError, KeyError, OSError, ValueError) as error:
+        raise ValueError(f"{model} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+
+
 def load_model(
     model: str,
     device: str = "cpu",
     dtype: str = "float32",
-    attention: str = "sdpa",
+    attention: str = "",
     gguf_file: str = "",
     state_dtype: str = "",
     gradient_checkpointing: bool = False,
@@ -269,52 +290,39 @@ def load_model(
 ) -> nn.Module:
     """A causal LM, or what `wrap` makes of it, sharded if there is a process group.
 
+    It stays in evaluation mode: dropout and the noise of routers would move the ratio away from 1.
+
     Args:
         dtype: type of the computation, "auto" for the checkpoint's; state_dtype: of the parameters that the
             optimiser sees, and so of its state (default: `dtype`). They may differ only when sharded.
-        attention: transformers' name of the implementation, such as sdpa, eager or flash_attention_2.
+        attention: transformers' name of the implementation, sdpa or eager; empty: what it chooses.
         wrap: given the LM, returns the network to be trained (the critic).
     Raises: ValueError, one sentence, if the model cannot be loaded.
     """
-    directory = find_model(model, gguf_file)
-    loaded = {"local_files_only": True} | ({"gguf_file": gguf_file} if gguf_file else {})
+    directory, config = find_model(model, gguf_file), load_config(model, gguf_file)
+    how = {"attn_implementation": attention} if attention else {}
     try:
-        config = AutoConfig.from_pretrained(directory, **loaded)
-        # Dropout off, wherever the architecture keeps it: with it on, the ratio would not start at 1.
-        for name, value in vars(config).items():
-            if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
-                setattr(config, name, 0.0)
         if dist.is_initialized():
             with torch.device("meta"):
-                language_model = AutoModelForCausalLM.from_config(
-                    config, dtype=getattr(torch, state_dtype or dtype), attn_implementation=attention
-                )
+                dtype_of_state = getattr(torch, state_dtype or dtype)
+                language_model = AutoModelForCausalLM.from_config(config, dtype=dtype_of_state, **how)
         else:
-            if gguf_file:
-                loaded |= _dequantised()
+            if gguf_file:  # else transformers leaves the weights in their blocks, which cannot be trained
+                how |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
             language_model = AutoModelForCausalLM.from_pretrained(
-                directory, config=config, dtype=dtype, attn_implementation=attention, **loaded
+                directory, config=config, dtype=dtype, **LOCAL, **how
             )
-    except (ImportError, OSError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{model} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+    use_float32_logits(language_model)
     if gradient_checkpointing:
-        # transformers 5.24 renames the method.
-        enable = getattr(language_model, "activation_checkpointing_enable", None)
-        (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
+        for layer in layers_of(language_model):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     if dist.is_initialized():
         network = _shard(language_model, wrap, directory, device, getattr(torch, dtype), cpu_offload)
     else:
         network = wrap(language_model).to(device)
-    return network.train(gradient_checkpointing)  # transformers checkpoints only when training
-
-
-def _dequantised() -> dict:
-    """From 5.23 on transformers leaves GGUF weights in their blocks, which cannot be trained."""
-    try:
-        from transformers import GgufConfig
-    except ImportError:
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}
+    return network.eval()
 
 
 def _shard(
@@ -330,7 +338,7 @@ def _shard(
     new = [m for m in network.modules() if {id(p) for p in m.parameters(recurse=False)} - stored_names.keys()]
     for head in new:
         fully_shard(head, **options)  # a new head keeps its own number type, fp32
-    for part in (*language_model.get_decoder().layers, network):
+    for part in (*layers_of(language_model), network):
         fully_shard(part, mp_policy=mixed, **options)
     for part in (module for module in network.modules() if isinstance(module, FSDPModule)):
         part.set_force_sum_reduction_for_comms(True)  # gloo has no other; with factor 1 it is a plain sum

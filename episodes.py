@@ -28,6 +28,7 @@ from distributed import as_forward, empty_copy, gather, rank, share, total
 from rollout import Episode, RolloutSettings, Turn, fitting, rollout, too_long
 from sandbox import Sandbox, TestResult, Verdict
 from sources import load_problems, one_for_all_splits, select
+from value_head import trunk_of, use_float32_logits
 
 
 def draw_problems(problems: Sequence[Problem], iteration: int, config: Config) -> list[Problem]:
@@ -217,9 +218,10 @@ def for_sampling(policy, device: str, dtype: str, gather_weights: bool) -> Itera
             owner, _, leaf = name.rpartition(".")
             setattr(whole.get_submodule(owner), leaf, tensor)
         whole.tie_weights()
+        use_float32_logits(whole)
         yield whole.eval()
     else:
-        decoder = policy.get_decoder()
+        decoder = trunk_of(policy)
         as_forward(lambda model: None, policy)  # the root's weights stay whole until they are resharded
         counting = decoder.register_forward_pre_hook(lambda *_: total([1.0]) and None)
         yield policy

@@ -35,8 +35,9 @@ from tqdm import tqdm
 from chat import read_examples
 from checkpoints import write_whole
 from data import first_message
-from distributed import check_device, friendly_errors, load_model, load_tokenizer
+from distributed import check_device, friendly_errors, load_config, load_model, load_tokenizer
 from rollout import FEEDBACK, Episode, RolloutSettings, fitting, rollout, too_long
+from sampling import check_architecture, check_logits
 from sandbox import Sandbox, Verdict
 from sources import load_problems
 from tools import paper, plots
@@ -258,12 +259,15 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     variants = list(product(args.feedback, args.turn_limits, args.temperature or sorted(usual)))
     tokenizer = load_tokenizer(args.model, args.chat_template, args.gguf_file)
     split, cut = load_problems(args.problems, args.split, args.holdout), args.public_tests or sys.maxsize
+    text = load_config(args.model, args.gguf_file).get_text_config(decoder=True)
+    context = min(args.context, getattr(text, "max_position_embeddings", None) or args.context)
+    check_architecture(text, context)
     model = load_model(args.model, args.device, args.dtype, args.attention, args.gguf_file)
+    check_logits(model, len(tokenizer), context)
     problems = [
         replace(p, public_tests=p.public_tests[:cut], private_tests=p.public_tests[cut:] + p.private_tests)
         for p in split[: args.limit_problems or None]
     ]
-    context = min(args.context, model.config.max_position_embeddings)
     given = {name: getattr(args, name) for name in ("top_p", "batch_rows", "examples")}
     new = args.max_new_tokens or context // 8
     shared = RolloutSettings(max_new_tokens=new, context=context, **given)
@@ -364,7 +368,7 @@ def main() -> None:
     add("--chat_template", default="", help="file with a chat template, for models that have none")
     add("--gguf_file", default="", help="file of --model that holds its weights as GGUF")
     add("--dtype", default="auto", help="number type of the computation (default: the checkpoint's)")
-    add("--attention", default="sdpa", help="transformers' attention: sdpa, eager, flash_attention_2, ...")
+    add("--attention", default="", help="transformers' attention, sdpa or eager (default: what it chooses)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -24,15 +24,16 @@ pi_old, and below 1 later for each token that has become less likely. Differs fr
 (R,), and its N turns in another, (N,); prompts and feedback are in neither. `python ppo.py` shows an example.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rollout import Episode, Turn
+from value_head import tail_logits, trunk_of
 
 
 @dataclass
@@ -63,23 +64,23 @@ def collate(episodes: Sequence[Episode], device: torch.device) -> Batch:
     )
 
 
-def microbatches(episodes: Sequence[Episode], token_budget: int, ranks: int = 1) -> list[list[int]]:
-    """Positions of the episodes in groups of similar length whose padded size is within the budget.
+def microbatches(episodes: Sequence[Episode], token_budget: int, ranks: int = 1) -> list[list[Episode]]:
+    """The episodes in groups of similar length whose padded size is within the budget.
 
     All ranks must run the same number of forward passes: the number of groups is a multiple of `ranks`, and
     the number of episodes must be one too.
     """
-    groups: list[list[int]] = []
-    for position in sorted(range(len(episodes)), key=lambda i: -len(episodes[i].ids)):
+    groups: list[list[Episode]] = []
+    for episode in sorted(episodes, key=lambda episode: -len(episode.ids)):
         # The first episode of a group is the longest: all are padded to its length.
-        if groups and len(episodes[groups[-1][0]].ids) * (len(groups[-1]) + 1) <= token_budget:
-            groups[-1].append(position)
+        if groups and len(groups[-1][0].ids) * (len(groups[-1]) + 1) <= token_budget:
+            groups[-1].append(episode)
         else:
-            groups.append([position])
+            groups.append([episode])
     while len(groups) % ranks:
-        at = max(range(len(groups)), key=lambda g: len(groups[g]))
-        middle = len(groups[at]) // 2
-        groups[at : at + 1] = groups[at][:middle], groups[at][middle:]
+        largest = max(range(len(groups)), key=lambda g: len(groups[g]))
+        middle = len(groups[largest]) // 2
+        groups[largest : largest + 1] = groups[largest][:middle], groups[largest][middle:]
     return groups
 
 
@@ -87,7 +88,7 @@ def microbatches(episodes: Sequence[Episode], token_budget: int, ranks: int = 1)
 
 
 def chunked_logprobs(
-    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, temperature: float, chunk: int
+    hidden: torch.Tensor, head: Callable, targets: torch.Tensor, temperature: float, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of `targets` and entropies; the (R, V) logits never exist at once.
 
@@ -117,10 +118,10 @@ def response_logprobs(
 
     Sampling divided the logits by `temperature`: training must too, or the ratio does not start at 1.
     """
-    hidden = model.get_decoder()(batch.ids, use_cache=False).last_hidden_state  # (B, T, D)
-    before = hidden[batch.token_rows, batch.token_columns - 1]  # (R, D)
+    output = trunk_of(model)(batch.ids, use_cache=False)
+    hidden = output.last_hidden_state[batch.token_rows, batch.token_columns - 1]  # (R, D)
     targets = batch.ids[batch.token_rows, batch.token_columns]  # (R,)
-    return chunked_logprobs(before, model.get_output_embeddings(), targets, temperature, chunk)
+    return chunked_logprobs(hidden, partial(tail_logits, model, output), targets, temperature, chunk)
 
 
 # ---- rewards, returns, advantages --------------------------------------------------------------------------
@@ -229,10 +230,10 @@ def value_loss(
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
-def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
-    """1 - Var(G - V) / Var(G), both (N,): 1 is perfect, 0 is a constant V; nan where G is constant."""
+def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float | None:
+    """1 - Var(G - V) / Var(G), both (N,): 1 is perfect, 0 is a constant V; None where G is constant."""
     variance = returns.var(correction=0)
-    return float("nan") if variance == 0 else float(1 - (returns - values).var(correction=0) / variance)
+    return None if variance == 0 else float(1 - (returns - values).var(correction=0) / variance)
 
 
 def worked_example() -> None:

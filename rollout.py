@@ -1,7 +1,6 @@
 """The dialog: sample a response, run its code on the public tests, feed the outcome back, try again.
 
-Paper: section 2.1 ("iterative code synthesis") and figure 2. The last response is the solution and is judged
-on *all* tests, public and private. A dialog's states:
+Paper: section 2.1 and figure 2. The last response is judged on *all* tests, public and private. The states:
 
     waiting for a seat --> prefilling --> decoding --> waiting for its tests --> finished
                                ^                                 |
@@ -12,17 +11,16 @@ again: what is trained on is what was sampled. A `Turn` is a span of `ids`; noth
 wrote. `Episode` is the only thing that rollouts and the learner share.
 
 A seat is a row of the key-value cache. When a response ends, its tests start at once, and the other dialogs
-go on decoding. When half of the seated dialogs wait for their tests, we read the results of half of these,
-the half that has waited longest. Finished dialogs leave, new ones take the free seats, and all that begin a
-turn are prefilled together. This order depends on tokens alone, never on the clock, and each dialog draws its
-noise from its own stream (seed, index): the same seed gives the same dialogs, whichever share the cache.
+go on decoding. As soon as half of the seated dialogs wait for their tests, decoding stops, and the results of
+half of the waiting dialogs are read: of those that have waited longest. Finished dialogs leave, new ones take
+the free seats, and all that begin a turn are prefilled together. This order depends on tokens alone, never on
+the clock, and each dialog draws its noise from its own stream (seed, index): the same seed gives the same
+dialogs, and what one dialog samples does not depend on the others.
 
 Differs: with feedback "none" a dialog still ends when the public tests pass; in the paper's training without
 feedback (appendix B.4) every dialog has all its turns. Where the paper is silent: a response cut at the
 length limit is `truncated`, gets no invented end token, and counts as it ran; a dialog that no longer fits
-the context has its feedback shortened first (visibly), then ends.
-
-Run alone: `python rollout.py MODEL_DIRECTORY [PROBLEMS]` prints one sampled dialog.
+the context gets shorter feedback first, then ends. Run alone: `python rollout.py MODEL_DIRECTORY [PROBLEMS]`.
 """
 
 import argparse
@@ -45,7 +43,7 @@ from data import (
     make_job,
 )
 from distributed import friendly_errors, load_model, load_tokenizer
-from sampling import RaggedCache, forward, sample_tokens
+from sampling import RaggedCache, check_architecture, check_logits, forward, sample_tokens
 from sandbox import Sandbox, TestResult, Verdict
 from sources import first_messages, load_problems
 
@@ -245,10 +243,10 @@ def _read_results(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: Rollou
     return False
 
 
-def _first_states(
+def _new_dialogs(
     problems: Sequence[Problem], tokenizer, settings: RolloutSettings, seed: int, first_index: int
 ) -> list[_Dialog]:
-    """Dialogs of which only the prompt exists. Raises: ValueError if a prompt does not fit."""
+    """Dialogs that have only a prompt so far. Raises: ValueError if a prompt does not fit the context."""
     examples, dialogs = read_examples(settings.examples), []
     for index, problem in enumerate(problems, first_index):
         ids = prompt_ids(tokenizer, first_message(problem), examples)
@@ -289,7 +287,7 @@ def rollout(
         raise ValueError(
             "random feedback comes from another problem: it needs problems with two different answers"
         )
-    dialogs = _first_states(problems, tokenizer, settings, seed, first_index)
+    dialogs = _new_dialogs(problems, tokenizer, settings, seed, first_index)
     ends, queue, seats = stop_ids(tokenizer), deque(dialogs), _Seats()
     bar = tqdm(total=len(dialogs), desc="rollout", unit="dialog", disable=not progress, leave=False)
     was_training = model.training
@@ -314,7 +312,7 @@ def rollout(
         noise = logits.new_tensor([next(dialog.noise) for dialog in decoding], dtype=torch.float64)  # (n,)
         tokens, logprobs = sample_tokens(logits, noise, settings.temperature, settings.top_p)  # (n,), (n,)
         sampled = list(zip(decoding, tokens.tolist(), logprobs.tolist(), strict=True))
-        for dialog, token, logprob in reversed(sampled):
+        for dialog, token, logprob in reversed(sampled):  # a swap then moves only dialogs that are done
             episode, turn = dialog.episode, dialog.episode.turns[-1]
             episode.ids.append(token)
             turn.end += 1
@@ -347,5 +345,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     with friendly_errors("rollout.py"), Sandbox() as executor:
         tokenizer, model = load_tokenizer(arguments.model), load_model(arguments.model, dtype="auto")
+        check_architecture(model.config, RolloutSettings.context)
+        check_logits(model, len(tokenizer), RolloutSettings.context)
         first = list(load_problems(arguments.problems, "test")[:1])
         print(show(tokenizer, rollout(model, tokenizer, first, executor, RolloutSettings(), seed=0)[0]))

@@ -1,32 +1,45 @@
-"""Sampling: a key-value cache with rows of different lengths, a forward over it, the next token.
+"""Sampling: a key-value cache with rows of different lengths, the next token, which models can be sampled.
 
 Written by hand because `generate` can neither keep a dialog's cache for its next turn nor let a finished row
-leave. `forward` is the one place that runs a model on the cache. The log-probs that `sample_tokens` returns
-are of the distribution that was sampled from, temperature and top-p included: PPO's behaviour policy.
+leave. `forward` is the one place that runs a model on the cache. The model makes the mask of each layer
+itself (all tokens, a window, a chunk): we only tell transformers at which positions the new tokens stand.
+The log-probs of `sample_tokens` are those of the distribution that was sampled from, temperature and top-p
+included: PPO's behaviour policy.
+
+`check_architecture` refuses what a configuration shows to be impossible here; `check_logits` compares the
+model's own logits with those of training and of sampling. No model is trained on other numbers than its own.
 """
 
-import functools
 import inspect
 
 import torch
 from torch.nn.functional import pad
+from transformers import AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from distributed import as_forward
+from value_head import tail_logits, trunk_of
 
 CACHE_GROWTH = 256  # tokens by which the cache's capacity grows
+CACHED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "dummy"}  # transformers' names
+
+
+# ---- the cache ---------------------------------------------------------------------------------------------
 
 
 class RaggedCache:
-    """A key-value cache whose rows have different lengths; transformers' attention layers call `update`.
+    """A key-value cache whose rows have different lengths; transformers calls all methods but `swap`.
 
     Row r holds `lengths[r]` tokens from position 0 on. A forward over `rows` writes each row's new keys
-    behind its old ones. Padding at the right of a shorter row writes too, behind its length, where the mask
-    hides it until it is overwritten.
+    behind its old ones. A row with fewer new tokens than others repeats its last one, at its own position.
     """
 
     is_compileable = False
 
     def __init__(self) -> None:
-        # A layer each: keys and values, (rows, heads, capacity, head_dim).
-        self.stores: list[list[torch.Tensor]] = []
+        # Layer to keys and values, (rows, heads, capacity, head_dim); layers that share another's have none.
+        self.stores: dict[int, list[torch.Tensor]] = {}
         self.lengths: list[int] = []
         self.rows = slice(0, 0)
         self.positions = torch.empty(0)  # (n, new) of the tokens that this forward appends
@@ -34,8 +47,8 @@ class RaggedCache:
 
     def update(self, keys, values, layer: int, *_unused, **_ignored) -> list[torch.Tensor]:
         """Store keys and values (n, heads, new, head_dim); all of these rows, (n, heads, span, head_dim)."""
-        if layer == len(self.stores):
-            self.stores.append([new.new_zeros(0, new.shape[1], 0, new.shape[3]) for new in (keys, values)])
+        if layer not in self.stores:
+            self.stores[layer] = [new.new_zeros(0, new.shape[1], 0, new.shape[3]) for new in (keys, values)]
         rows = torch.arange(self.rows.start, self.rows.stop, device=keys.device)[:, None]  # (n, 1)
         for part, new in enumerate((keys, values)):
             store = self.stores[layer][part]  # (rows, heads, capacity, head_dim)
@@ -47,8 +60,14 @@ class RaggedCache:
             store[rows, :, self.positions] = new.transpose(1, 2)
         return [store[self.rows, :, : self.span] for store in self.stores[layer]]
 
-    def get_seq_length(self, *_unused) -> int:
-        return 0  # positions are given explicitly
+    def get_seq_length(self, *_layer) -> int:
+        return self.span - self.positions.shape[1]
+
+    def get_mask_sizes(self, *_new_and_layer) -> tuple[int, int]:
+        return self.span, 0  # how many keys a mask is for, and the position of the first
+
+    def get_query_offset(self, *_layer) -> torch.Tensor:
+        return self.positions  # what `_mask_by_row` receives
 
     def swap(self, a: int, b: int) -> None:
         """Exchange two rows."""
@@ -56,40 +75,61 @@ class RaggedCache:
             return
         length = max(self.lengths[a], self.lengths[b])
         self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
-        for store in (store for layer in self.stores for store in layer):
+        for store in (store for layer in self.stores.values() for store in layer):
             row = store[a, :, :length].clone()  # (heads, length, head_dim)
             store[a, :, :length] = store[b, :, :length]
             store[b, :, :length] = row
 
 
-@functools.cache
-def _cache_argument(decoder: type) -> str:
-    """transformers 5.24 renames the argument."""
-    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+def _mask_by_row(q_offset=0, kv_length=0, mask_function=None, dtype=torch.float32, **other) -> torch.Tensor:
+    """transformers' mask, but for a RaggedCache the model's `mask_function` at each row's own positions.
+
+    (n, 1, new, span), True where a token may attend.
+    """
+    if not isinstance(q_offset, torch.Tensor) or q_offset.ndim < 2:
+        return sdpa_mask(
+            q_offset=q_offset, kv_length=kv_length, mask_function=mask_function, dtype=dtype, **other
+        )
+    places = torch.arange(kv_length, device=q_offset.device)[None, None, None]  # (1, 1, 1, span)
+    rows = torch.arange(len(q_offset), device=q_offset.device)[:, None, None, None]  # (n, 1, 1, 1)
+    visible = mask_function(rows, rows.new_zeros(1), q_offset[:, None, :, None], places)
+    return visible.expand(len(q_offset), 1, q_offset.shape[1], kv_length)
+
+
+def _float_mask_by_row(q_offset=0, dtype=torch.float32, **other) -> torch.Tensor:
+    """The same for eager attention, which adds the mask to its scores."""
+    if not isinstance(q_offset, torch.Tensor) or q_offset.ndim < 2:
+        return eager_mask(q_offset=q_offset, dtype=dtype, **other)
+    visible = _mask_by_row(q_offset, **other)  # (n, 1, new, span)
+    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)
+
+
+AttentionMaskInterface.register("sdpa", _mask_by_row)
+AttentionMaskInterface.register("eager", _float_mask_by_row)
 
 
 @torch.no_grad()
-def forward(model, cache: RaggedCache, rows: slice, new_ids: list[list[int]]) -> torch.Tensor:
+def forward(
+    model: PreTrainedModel, cache: RaggedCache, rows: slice, new_ids: list[list[int]]
+) -> torch.Tensor:
     """Append `new_ids` (ragged, a list a row) to the cache; logits behind each row's last token, (n, V)."""
-    device = model.device
-    counts = [len(ids) for ids in new_ids]
-    width, lengths = max(counts), cache.lengths[rows]
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in new_ids], device=device)  # (n, new)
-    starts = torch.tensor(lengths, device=device)[:, None]  # (n, 1)
-    cache.rows, cache.span = rows, max(lengths) + width
-    cache.positions = starts + torch.arange(width, device=device)  # (n, new)
-    places = torch.arange(cache.span, device=device)  # (span,)
-    hidden_from = places > cache.positions[:, None, :, None]  # (n, 1, new, span)
-    mask = torch.zeros(hidden_from.shape, dtype=model.dtype, device=device)  # (n, 1, new, span)
-    # Half precision can hold this number, and no score is near it.
-    mask.masked_fill_(hidden_from, torch.finfo(torch.float16).min)
-    decoder = model.get_decoder()
-    given = {_cache_argument(type(decoder)): cache}
-    output = decoder(ids, attention_mask=mask, position_ids=cache.positions, use_cache=True, **given)
-    for row, count in zip(range(rows.start, rows.stop), counts, strict=True):
-        cache.lengths[row] += count
-    last = torch.tensor(counts, device=device) - 1  # (n,)
-    return model.get_output_embeddings()(output.last_hidden_state[torch.arange(len(counts)), last])  # (n, V)
+    counts, lengths = [max(1, len(ids)) for ids in new_ids], cache.lengths[rows]
+    width = max(counts)
+    # A row without new tokens writes 0 where its next token will overwrite it.
+    padded = [ids + (ids[-1:] or [0]) * (width - len(ids)) for ids in new_ids]
+    ids = torch.tensor(padded, device=model.device)  # (n, new)
+    starts = torch.tensor(lengths, device=model.device)[:, None]  # (n, 1)
+    last = starts + torch.tensor(counts, device=model.device)[:, None] - 1  # (n, 1)
+    cache.positions = torch.minimum(starts + torch.arange(width, device=model.device), last)  # (n, new)
+    cache.rows, cache.span = rows, max(map(sum, zip(lengths, counts, strict=True)))
+    knows_positions = (
+        "position_ids" in inspect.signature(model.forward).parameters
+    )  # Bloom knows distances only
+    positions = {"position_ids": cache.positions} if knows_positions else {}
+    logits = model(ids, cache=cache, use_cache=True, logits_to_keep=1, **positions).logits[:, -1]  # (n, V)
+    for row, added in zip(range(rows.start, rows.stop), new_ids, strict=True):
+        cache.lengths[row] += len(added)
+    return logits
 
 
 def sample_tokens(
@@ -109,8 +149,94 @@ def sample_tokens(
         before = ordered.exp().cumsum(-1) - ordered.exp()  # (n, V) probability of all tokens before each
         ordered = ordered.masked_fill(before >= top_p, -torch.inf)  # (n, V)
         logprobs = torch.empty_like(logprobs).scatter_(-1, order, ordered).log_softmax(-1)  # (n, V)
-    cumulative = logprobs.exp().double().cumsum(-1)  # (n, V) in double: 128k terms
-    threshold = noise.double()[:, None] * cumulative[:, -1:]  # (n, 1)
-    tokens = torch.searchsorted(cumulative, threshold, right=True)[:, 0]  # (n,)
-    tokens = tokens.clamp(max=logits.shape[-1] - 1)  # (n,)
+    cdf = logprobs.exp().double().cumsum(-1)  # (n, V) in double: 128k terms
+    threshold = noise.double()[:, None] * cdf[:, -1:]  # (n, 1)
+    tokens = torch.searchsorted(cdf, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)  # (n,)
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]  # (n,), (n,)
+
+
+# ---- which models ------------------------------------------------------------------------------------------
+
+
+def check_architecture(config: PretrainedConfig, context: int) -> None:
+    """Refuse a model that cannot be sampled or trained here, from its configuration alone.
+
+    Raises: ValueError, one sentence.
+    """
+    text, name = config.get_text_config(decoder=True), config.model_type
+    kinds = set(get_layer_types_and_kwargs(text)[0])
+    if kinds - CACHED_LAYERS:
+        raise ValueError(
+            f"{name} keeps a state that is no key-value cache ({', '.join(sorted(kinds - CACHED_LAYERS))}): "
+            "dialogs cannot be sampled with it, choose a model with attention in every layer"
+        )
+    ropes = getattr(text, "rope_parameters", None) or {}
+    limits = {}
+    for rope in [ropes, *(rope for rope in ropes.values() if isinstance(rope, dict))]:
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            key, longest = "original_max_position_embeddings", text.max_position_embeddings
+            original = rope.get(key) or getattr(text, key, None) or longest
+            limits[f"the length from which on its {rope['rope_type']} rope changes all keys"] = original
+    if not ropes and not getattr(text, "alibi", False):
+        limits["the number of positions it has embeddings for"] = getattr(
+            text, "max_position_embeddings", None
+        )
+    if getattr(text, "attn_temperature_tuning", False):
+        limits["the length from which on it scales queries by position"] = text.floor_scale
+    for what, limit in limits.items():
+        if limit and context > limit:
+            raise ValueError(f"context {context} is more than {limit}, {what} ({name}): lower --context")
+
+
+@torch.no_grad()
+def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> None:
+    """Compare the model's own logits with those of training and of sampling, on dialogs beyond each window.
+
+    Raises: ValueError, one sentence, if they differ by more than rounding or cannot be computed.
+    """
+    text, name, last = model.config.get_text_config(decoder=True), model.config.model_type, 8
+    if text._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(f"sampling needs --attention sdpa or eager, not {text._attn_implementation}")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer_size > rows:
+        raise ValueError(f"the tokenizer has {tokenizer_size} tokens, but {name}'s embedding only {rows}")
+    windows = (getattr(text, key, None) or 0 for key in ("sliding_window", "attention_chunk_size"))
+    length = min(context, max(64, *(window + 32 for window in windows)))
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(tokenizer_size, (2, length), generator=draw).to(model.device)  # (2, length)
+    long, short = ids[0].tolist(), ids[1, : length // 3 + 2 * last].tolist()
+    own = [
+        model(torch.tensor([row], device=model.device), use_cache=False).logits[0, -last:]
+        for row in (long, short)
+    ]
+    own = torch.stack(own).log_softmax(-1)  # (2, last, V)
+
+    def trained(model: PreTrainedModel) -> torch.Tensor:
+        ids[1, len(short) :] = 0  # padding
+        output = trunk_of(model)(ids, use_cache=False)
+        ends = ((0, len(long)), (1, len(short)))
+        hidden = torch.cat([output.last_hidden_state[row, end - last : end] for row, end in ends])
+        return tail_logits(model, output, hidden).unflatten(0, (2, last))  # (2, last, V)
+
+    def sampled(model: PreTrainedModel) -> torch.Tensor:
+        cache = RaggedCache()
+        cache.lengths = [0, 0]
+        forward(model, cache, slice(0, 2), [long[: -2 * last], short[:-last]])
+        cache.swap(0, 1)
+        forward(model, cache, slice(1, 2), [long[-2 * last : -last]])
+        steps = zip(short[-last:], long[-last:], strict=True)
+        logits = [forward(model, cache, slice(0, 2), [[token] for token in step]) for step in steps]
+        return torch.stack(logits, dim=1).flip(0)  # (2, last, V)
+
+    for path, function in {"training": trained, "sampling with a cache": sampled}.items():
+        try:
+            gap = (as_forward(function, model).log_softmax(-1) - own).abs()  # (2, last, V)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise ValueError(f"{name} is not supported: {path} fails with {reason}") from error
+        # In half precision a router may send single tokens to another expert: there the median token counts.
+        exact = model.dtype == torch.float32
+        difference, limit = (gap.max(), 1e-3) if exact else (gap.mean(-1).median(), 0.03)
+        if not difference < limit:
+            wrong = f"{path} gives log-probs that differ by {difference:.2g} from the model's own"
+            raise ValueError(f"{name} is not supported: {wrong}")

@@ -26,7 +26,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ from distributed import as_forward, gather, load_model, rank, ranks
 from episodes import EpisodeSource, Sampler, load_splits, sample_for_learners
 from evaluate import before_and_after, dialog_statistics, record, summarise
 from rollout import Episode, show
+from sampling import check_architecture, check_logits
 from sandbox import Sandbox
 from tools import plots
 from tools.plan import GIB, report
@@ -76,10 +77,11 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
                 break
             # 2. Log-probs under pi_old and rho, values V; from them rewards, returns, advantages.
             with timed(seconds, "prepare"):
-                targets, statistics = prepare(policy, setup.reference, critic, episodes, config)
+                minibatches = draw_minibatches(episodes, iteration, config)
+                prepared, statistics = prepare(policy, setup.reference, critic, minibatches, config)
             # 3. PPO: one pass over the batch, an update of policy and critic for each minibatch.
             with timed(seconds, "update"):
-                statistics |= update_pass(setup, episodes, targets, iteration)
+                statistics |= update_pass(setup, prepared, iteration)
             # 4. The best policy on the valid split is kept.
             with timed(seconds, "evaluate"):
                 if setup.valid and (last or (iteration + 1) % config.evaluate_every == 0):
@@ -111,131 +113,137 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
 
 
 @dataclass
-class Targets:
-    """What the losses of one episode need, constant while updating: r response tokens, v values."""
+class MicroBatch:
+    """Episodes that go through the networks together, in `prepare` and again in `update`, and their targets.
 
-    behaviour_logprobs: torch.Tensor  # (r,)
-    old_logprobs: torch.Tensor  # (r,)
-    advantages: torch.Tensor  # (r,)
-    old_values: torch.Tensor  # (v,) v is the number of turns, or r with token-level values
+    R response tokens; v values: one a turn, or (ablation) one a token.
+    """
+
+    batch: ppo.Batch
+    behaviour_logprobs: torch.Tensor  # (R,)
+    old_logprobs: torch.Tensor  # (R,)
+    old_values: torch.Tensor  # (v,)
     returns: torch.Tensor  # (v,)
+    advantages: torch.Tensor | None = None  # (R,) known when all of the batch is
 
 
-def value_positions(batch: ppo.Batch, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and columns (v,) where the critic is read: before each turn, or (ablation) before each token."""
+def draw_minibatches(
+    episodes: Sequence[Episode], iteration: int, config: Config
+) -> list[list[list[Episode]]]:
+    """For each update the micro-batches of all ranks, in an order of this iteration's own.
+
+    `prepare` and `update` share this grouping: another one rounds differently in half precision, and then the
+    ratio does not start at 1.
+    """
+    order = np.random.default_rng([config.seed, 1, iteration]).permutation(len(episodes))
+    minibatches = ([episodes[i] for i in chosen] for chosen in order.reshape(-1, config.minibatch_episodes))
+    return [ppo.microbatches(minibatch, config.microbatch_tokens, ranks()) for minibatch in minibatches]
+
+
+def read_values(critic, batch: ppo.Batch, config: Config) -> torch.Tensor:
+    """Values (v,) before each turn or (ablation) before each response token."""
     if config.token_level_values:
-        return batch.token_rows, batch.token_columns - 1
-    return batch.turn_rows, batch.prompt_columns
+        return critic(batch.ids, batch.token_rows, batch.token_columns - 1)
+    return critic(batch.ids, batch.turn_rows, batch.prompt_columns)
 
 
 @torch.no_grad()
-def prepare(policy, reference, critic, episodes: list[Episode], config: Config) -> tuple[list[Targets], dict]:
-    """Log-probs, values, rewards, returns and advantages of the whole batch, and their statistics.
+def prepare(
+    policy, reference, critic, minibatches: list[list[list[Episode]]], config: Config
+) -> tuple[list[list[MicroBatch]], dict]:
+    """Log-probs, values, rewards, returns and advantages, and statistics of them over the whole batch.
 
-    Each rank runs its share of the forward passes and tells the others; from there on all compute the same.
+    Returns: for each update the micro-batches of this rank; the statistics are those of all ranks.
     """
-    sampled_at = config.temperature, config.logits_chunk
-    mine = []
-    for group in ppo.microbatches(episodes, config.microbatch_tokens, ranks())[rank() :: ranks()]:
-        batch = ppo.collate([episodes[i] for i in group], config.device)
-        logprobs, entropy = as_forward(ppo.response_logprobs, policy, batch, *sampled_at)  # (R,), (R,)
-        initial, _ = as_forward(ppo.response_logprobs, reference, batch, *sampled_at)  # (R,)
-        value = critic(batch.ids, *value_positions(batch, config))  # (v,)
-        mine.append((group, [tensor.float().cpu() for tensor in (logprobs, initial, entropy, value)]))
+    prepared, own = [], []
+    for minibatch in minibatches:
+        prepared.append([])
+        for group in minibatch[rank() :: ranks()]:
+            batch, how = ppo.collate(group, config.device), (config.temperature, config.logits_chunk)
+            old, entropies = as_forward(ppo.response_logprobs, policy, batch, *how)  # (R,), (R,)
+            initial, _ = as_forward(ppo.response_logprobs, reference, batch, *how)  # (R,)
+            values = read_values(critic, batch, config)  # (v,)
+            behaviour = [logprob for e in group for turn in e.turns for logprob in turn.behaviour_logprobs]
+            behaviour = torch.tensor(behaviour, device=config.device)  # (R,)
+            turns = batch.turn_of_token, len(batch.turn_rows)  # (R,), N
+            kl = ppo.turn_kl(old, initial, *turns, config.product_kl)  # (N,)
+            rewards = ppo.turn_rewards(group).to(config.device) - config.beta * kl  # (N,)
+            returns = ppo.turn_returns(rewards, batch.turn_rows, config.gamma)  # (N,)
+            targets = returns[batch.turn_of_token] if config.token_level_values else returns  # (v,)
+            prepared[-1].append(MicroBatch(batch, behaviour, old, values, targets))
+            measured = returns, targets, values, ppo.turn_kl(old, initial, *turns), entropies, old - behaviour
+            own.append([vector.cpu() for vector in measured])
     distributed.free_gathered(policy, reference, critic)
-    tokens = [sum(turn.end - turn.start for turn in episode.turns) for episode in episodes]
-    turns = [len(episode.turns) for episode in episodes]
-    values = tokens if config.token_level_values else turns
-    # Back into the order of the episodes: each one's own part of the four vectors.
-    by_episode = [None] * len(episodes)
-    for group, tensors in gather(mine):
-        lengths = [[count[i] for i in group] for count in (tokens, tokens, tokens, values)]
-        split = [tensor.split(length) for tensor, length in zip(tensors, lengths, strict=True)]
-        for i, *own in zip(group, *split, strict=True):
-            by_episode[i] = own
-    # (R,), (R,), (R,), (v,)
-    old_logprobs, initial, entropies, old_values = map(torch.cat, zip(*by_episode, strict=True))
 
-    batch = ppo.collate(episodes, torch.device("cpu"))
-    turn_of_token, count = batch.turn_of_token, len(batch.turn_rows)  # (R,), N
-    sampled = [logprob for e in episodes for turn in e.turns for logprob in turn.behaviour_logprobs]
-    behaviour = torch.tensor(sampled)  # (R,)
-    kl = ppo.turn_kl(old_logprobs, initial, turn_of_token, count, config.product_kl)  # (N,)
-    task_rewards = ppo.turn_rewards(episodes)  # (N,)
-    returns = ppo.turn_returns(task_rewards - config.beta * kl, batch.turn_rows, config.gamma)  # (N,)
-    if config.token_level_values:
-        target = returns[turn_of_token]  # (R,)
-        advantages = ppo.advantages(target, old_values)  # (R,)
-    else:
-        target = returns  # (N,)
-        advantages = ppo.advantages(returns, old_values)[turn_of_token]  # (R,)
-    by_token = [tensor.split(tokens) for tensor in (behaviour, old_logprobs, advantages)]
-    by_value = [tensor.split(values) for tensor in (old_values, target)]
-    return [Targets(*own) for own in zip(*by_token, *by_value, strict=True)], {
-        "reward": task_rewards.sum().item() / len(episodes),
+    everyone = gather(own)
+    # (N,), (v,), (v,), (N,), (R,), (R,) of all ranks
+    returns, targets, values, kl, entropies, gap = map(torch.cat, zip(*everyone, strict=True))
+    advantages = ppo.advantages(targets, values).split([len(vectors[1]) for vectors in everyone])
+    microbatches = [microbatch for part in prepared for microbatch in part]
+    first = len(microbatches) * rank()  # ranks have equally many
+    for microbatch, own_advantages in zip(microbatches, advantages[first:], strict=False):
+        of_turns = own_advantages.to(config.device)  # (v,)
+        by_token = config.token_level_values
+        microbatch.advantages = of_turns if by_token else of_turns[microbatch.batch.turn_of_token]  # (R,)
+    episodes = [episode for minibatch in minibatches for group in minibatch for episode in group]
+    return prepared, {
+        "reward": ppo.turn_rewards(episodes).sum().item() / len(episodes),
         "return": returns.mean().item(),
-        "kl": ppo.mean_per_turn(old_logprobs - initial, turn_of_token, count).mean().item(),
+        "kl": kl.mean().item(),
         "entropy": entropies.mean().item(),
-        "explained_variance": ppo.explained_variance(old_values, target),
-        "behaviour_ratio": (old_logprobs - behaviour).exp().mean().item(),
-        "behaviour_gap": (old_logprobs - behaviour).abs().max().item(),
+        "explained_variance": ppo.explained_variance(values, targets),
+        "behaviour_ratio": gap.exp().mean().item(),
+        "behaviour_gap": gap.abs().max().item(),
     }
 
 
-def update(policy, critic, optimisers, schedules, episodes, targets: list[Targets], config: Config) -> dict:
+def update(policy, critic, optimisers, schedules, microbatches: list[MicroBatch], config: Config) -> dict:
     """One update of both networks on one minibatch; neither micro-batches nor ranks change the gradient.
 
+    Args: microbatches: those of this rank. Returns: statistics over all ranks.
     Raises: FloatingPointError if a loss or a gradient is not finite.
     """
-    tokens = sum(len(target.old_logprobs) for target in targets)
-    values_read = sum(len(target.returns) for target in targets)
-    sums = dict.fromkeys(("policy_loss", "value_loss", "ratio", "clip_fraction", "approximate_kl"), 0.0)
-    worst, reading = 0.0, (config.temperature, config.logits_chunk)
-    for group in ppo.microbatches(episodes, config.microbatch_tokens, ranks())[rank() :: ranks()]:
-        batch = ppo.collate([episodes[i] for i in group], config.device)
-        behaviour, old, advantages, old_values, returns = (
-            torch.cat([getattr(targets[i], entry.name) for i in group]).to(config.device)
-            for entry in fields(Targets)
-        )  # (R,), (R,), (R,), (v,), (v,)
-        logprobs, _ = as_forward(ppo.response_logprobs, policy, batch, *reading)  # (R,)
-        loss = ppo.policy_loss(logprobs, old, behaviour, advantages, config.clip).sum() / tokens
+    counts = [sum(len(m.old_logprobs) for m in microbatches), sum(len(m.returns) for m in microbatches)]
+    tokens, values_read = distributed.total(counts)
+    names = ("policy_loss", "value_loss", "ratio", "clip_fraction", "approximate_kl")
+    sums, worst = dict.fromkeys(names, 0.0), 0.0
+    for m in microbatches:
+        how = config.temperature, config.logits_chunk
+        logprobs, _ = as_forward(ppo.response_logprobs, policy, m.batch, *how)  # (R,)
+        of_policy = m.old_logprobs, m.behaviour_logprobs
+        loss = ppo.policy_loss(logprobs, *of_policy, m.advantages, config.clip).sum() / tokens
         loss.backward()
-        values = critic(batch.ids, *value_positions(batch, config))  # (v,)
-        error = ppo.value_loss(values, old_values, returns, config.clip).sum() / values_read
+        values = read_values(critic, m.batch, config)  # (v,)
+        error = ppo.value_loss(values, m.old_values, m.returns, config.clip).sum() / values_read
         error.backward()
-        log_ratio = (logprobs - old).detach()  # (R,)
+        log_ratio = (logprobs - m.old_logprobs).detach()  # (R,)
         ratio = log_ratio.exp()  # (R,)
-        sums["policy_loss"] += loss.item()
-        sums["value_loss"] += error.item()
-        sums["ratio"] += ratio.sum().item() / tokens
-        weighted = ppo.policy_ratio(logprobs, old, behaviour)  # (R,) what the loss clips
-        sums["clip_fraction"] += ppo.is_clipped(weighted, advantages, config.clip).sum().item() / tokens
-        sums["approximate_kl"] += (ratio - 1 - log_ratio).sum().item() / tokens
+        clipped = ppo.is_clipped(ppo.policy_ratio(logprobs, *of_policy), m.advantages, config.clip)  # (R,)
+        means = ratio.sum() / tokens, clipped.sum() / tokens, (ratio - 1 - log_ratio).sum() / tokens
+        for name, value in zip(names, (loss, error, *means), strict=True):
+            sums[name] += value.item()
         worst = max(worst, (ratio - 1).abs().max().item())
         if not np.isfinite(sums["policy_loss"] + sums["value_loss"]):
             raise FloatingPointError(f"rank {rank()}: the losses are {loss.item()} and {error.item()}")
     sums = dict(zip(sums, distributed.total([*sums.values()]), strict=True))
-    sums["ratio_worst"] = max(gather([worst]))
-    sums["learning_rate"] = optimisers[0].param_groups[0]["lr"]
-    networks = {"policy": policy, "value": critic}
-    for (name, network), optimiser, schedule in zip(networks.items(), optimisers, schedules, strict=True):
-        sums[f"{name}_gradient"] = distributed.clip_gradients(network, config.max_gradient_norm)
-        if not np.isfinite(sums[f"{name}_gradient"]):
-            raise FloatingPointError(f"rank {rank()}: the {name} gradient is {sums[f'{name}_gradient']}")
+    sums |= {"ratio_worst": max(gather([worst])), "learning_rate": optimisers[0].param_groups[0]["lr"]}
+    networks = (("policy", policy), ("value", critic))
+    for (name, network), optimiser, schedule in zip(networks, optimisers, schedules, strict=True):
+        norm = sums[f"{name}_gradient"] = distributed.clip_gradients(network, config.max_gradient_norm)
+        if not np.isfinite(norm):
+            raise FloatingPointError(f"rank {rank()}: the {name} gradient is {norm}")
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
     return sums
 
 
-def update_pass(setup: "Setup", episodes: list[Episode], targets: list[Targets], iteration: int) -> dict:
-    """One pass over the batch in minibatches, in an order of this iteration's own; means over the updates."""
-    config, updates = setup.config, []
-    order = np.random.default_rng([config.seed, 1, iteration]).permutation(len(episodes))
-    for chosen in order.reshape(-1, config.minibatch_episodes):
-        minibatch = [episodes[i] for i in chosen], [targets[i] for i in chosen]
+def update_pass(setup: "Setup", prepared: list[list[MicroBatch]], iteration: int) -> dict:
+    """An update for each minibatch; the means of their statistics."""
+    updates: list[dict] = []
+    for microbatches in prepared:
         try:
-            updates.append(update(*setup.trainable, *minibatch, config))
+            updates.append(update(*setup.trainable, microbatches, setup.config))
         except FloatingPointError as error:
             place = f"iteration {iteration + 1}, update {len(updates) + 1}"
             good = (setup.run.checkpoints() or ["none"])[-1]
@@ -310,6 +318,7 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
                 run.path.mkdir(parents=True, exist_ok=True)  # before the work: it may be refused
                 toy.ensure_base(Path(config.model), seed=0)
             distributed.barrier()
+        check_architecture(distributed.load_config(config.model, config.gguf_file), config.context)
         tokenizer = distributed.load_tokenizer(config.model, config.chat_template, config.gguf_file)
         training, valid, test = load_splits(config, tokenizer)
         if test and len(test) < 2:
@@ -327,6 +336,7 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
             yield None
             return
         reference, trainable = load_networks(config)
+        check_logits(trainable[0], len(tokenizer), config.context)
         if run.newest:
             restore_checkpoint(run.newest, in_checkpoint(trainable))
         run.seconds.setdefault("start", time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""The critic: a language model's trunk and a linear head, read at one position per turn.
+"""A language model in two parts, trunk and tail; and the critic: a trunk and a linear head, read once a turn.
 
 Paper: section 2.2 and appendix A. RLEF's actions are whole responses, so its critic says what a *turn* is
 worth: V(c_t) for the dialog so far, c_t, read at the last token of the prompt of turn t, before any token of
@@ -7,12 +7,72 @@ what is read at a turn's prompt cannot depend on its response, and does depend o
 
 The critic is a network of its own, initialised from the same checkpoint as the policy; the output layer is
 replaced by a randomly initialised linear layer to a scalar. With `token_level_values` in train.py (the
-paper's ablation) the same network is read in front of every response token instead.
+paper's ablation) the same network is read before every response token instead.
+
+The policy's log-probs need its output layer for response tokens only, in chunks. But what a model does to its
+logits besides (Granite divides them, Gemma 2 caps them) stands in its own `forward`: `tail_logits` runs that.
 """
 
+from copy import copy
+from types import MethodType
+from unittest.mock import patch
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+
+def trunk_of(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal LM that ends in the last hidden states."""
+    decoder = model.get_decoder()
+    return model.model if decoder is model else decoder  # Llama 4's text model calls itself its decoder
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers of a causal LM, whatever the architecture calls them."""
+    return next(part for part in trunk_of(model).children() if isinstance(part, nn.ModuleList))
+
+
+def tail_logits(model: PreTrainedModel, output: ModelOutput, hidden: torch.Tensor) -> torch.Tensor:
+    """What the model itself makes of `hidden` (n, D), some of the trunk's `output`: logits (n, V)."""
+    output, trunk = copy(output), trunk_of(model)
+    output.last_hidden_state = hidden[None]  # (1, n, D)
+    ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)  # (1, n) not looked at
+    with patch.object(trunk, "forward", lambda *_, **__: output):
+        return model.forward(ids, use_cache=False).logits[0]  # not model(...): FSDP2's hooks run once
+
+
+class _Float32Logits(torch.autograd.Function):
+    """hidden (..., D) times weight (V, D), in fp32; the gradient is that of the half-precision layer."""
+
+    @staticmethod
+    def forward(context, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        context.save_for_backward(hidden, weight)
+        if hidden.is_cuda:  # sums in fp32 without a copy of the weight
+            rows = torch.mm(hidden.flatten(0, -2), weight.T, out_dtype=torch.float32)  # (n, V)
+            return rows.unflatten(0, hidden.shape[:-1])
+        return F.linear(hidden.float(), weight.float())  # (..., V)
+
+    @staticmethod
+    def backward(context, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden, weight = context.saved_tensors
+        gradient = gradient.to(weight.dtype)  # (..., V)
+        return gradient @ weight, gradient.flatten(0, -2).T @ hidden.flatten(0, -2)
+
+
+def use_float32_logits(model: PreTrainedModel) -> None:
+    """Let the output layer give logits in fp32: of bf16 ones, a top logit of 28 has steps of 0.125."""
+
+    def forward(layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+        if layer.weight.dtype == torch.float32:
+            return F.linear(hidden, layer.weight, layer.bias)
+        logits = _Float32Logits.apply(hidden, layer.weight)
+        return logits if layer.bias is None else logits + layer.bias
+
+    if isinstance(layer := model.get_output_embeddings(), nn.Linear):
+        layer.forward = MethodType(forward, layer)
 
 
 class ValueModel(nn.Module):
@@ -23,7 +83,7 @@ class ValueModel(nn.Module):
 
     def __init__(self, language_model: PreTrainedModel) -> None:
         super().__init__()
-        self.trunk = language_model.get_decoder()
+        self.trunk = trunk_of(language_model)
         width = language_model.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1, dtype=torch.float32)  # (D) -> (1), in fp32 whatever the trunk's type
         nn.init.normal_(self.head.weight, std=width**-0.5)
@@ -35,4 +95,4 @@ class ValueModel(nn.Module):
         Ids (B, T) padded at the right, rows and columns (N,).
         """
         hidden = self.trunk(ids, use_cache=False).last_hidden_state  # (B, T, D)
-        return self.head(hidden[rows, columns].float())[:, 0]  # (N,)
+        return self.head(hidden[rows, columns].float()).squeeze(-1)  # (N,)

@@ -112,7 +112,7 @@ def train_and_evaluate(condition: str, seed: int) -> None:
             call("train.py", *TRAINING, *same, *flags)
     if condition == "SFT" and not model.exists():
         rate = ["--learning_rate", "5e-4", "--seed", seed]
-        call("-m", "tools.sft", "--model", BASE, "--episodes", OWN, *rate, "--output", model)
+        call("-m", "benchmarks.sft", "--model", BASE, "--episodes", OWN, *rate, "--output", model)
     model = BASE if condition in ("start", "few-shot") else model
     shots = FEW_SHOT if condition.startswith("few-shot") else []
     same = ["--model", model, "--seed", seed]

@@ -17,8 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # in front of this file's own directory, which has a sandbox.py too
+from config import Config  # noqa: E402
 from tools import plots  # noqa: E402
-from train import Config, train  # noqa: E402
+from train import train  # noqa: E402
 
 RUN, RESULTS = ROOT / "runs" / "feedback_curve", Path(__file__).with_suffix(".json")
 LAST, STEP = 20, 2  # iterations

@@ -145,19 +145,19 @@ def compare_updates() -> None:
         settings = RolloutSettings(3, LONGEST, 1024, batch_rows=ROWS)
         episodes = rollout(model, tokenizer, toy.problems("test")[:64], sandbox, settings, seed=0)
     model.set_output_embeddings(plain)
-    targets, _ = prepare(policy, policy, critic, episodes, config)
+    groups = microbatches(episodes, config.microbatch_tokens)
+    (prepared,), _ = prepare(policy, policy, critic, [groups], config)
     optimisers = [torch.optim.SGD(network.parameters(), lr=0.0) for network in (policy, critic)]
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: 1.0) for optimiser in optimisers]
     tokens = sum(len(episode.ids) for episode in episodes)
     every = torch.tensor([i for episode in episodes for i in episode.ids])
     rows = [every[start : start + tokens // 64] for start in range(0, tokens, tokens // 64)]
     response_tokens = sum(turn.end - turn.start for episode in episodes for turn in episode.turns)
-    groups = microbatches(episodes, config.microbatch_tokens)
-    padded = sum(len(group) * max(len(episodes[i].ids) for i in group) for group in groups)
+    padded = sum(len(group) * len(group[0].ids) for group in groups)
     print(f"{tokens} tokens, {response_tokens} of them in responses, {padded - tokens} of padding")
 
     def ours() -> int:
-        update(policy, critic, optimisers, schedules, episodes, targets, config)
+        update(policy, critic, optimisers, schedules, prepared, config)
         return tokens
 
     def bare() -> int:

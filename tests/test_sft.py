@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from conftest import make_model
 
+from benchmarks.sft import fine_tune, last_response, main
 from distributed import load_model, load_tokenizer
-from tools.sft import fine_tune, last_response, main
 
 DIALOG = [
     {"role": "user", "content": "Read a word and print another.\n\n"},

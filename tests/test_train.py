@@ -19,7 +19,7 @@ from episodes import draw_problems
 from ppo import collate, microbatches, response_logprobs
 from rollout import Episode, RolloutSettings, Turn, rollout
 from tools import plan
-from train import prepare, train, update
+from train import draw_minibatches, prepare, train, update
 from value_head import ValueModel
 
 CONFIG = Config(
@@ -44,10 +44,12 @@ def networks(tokenizer):
 
 def test_ratio_is_one_on_the_first_minibatch_and_kl_zero_for_equal_models(episodes, tokenizer):
     policy, critic, optimisers, schedules = networks(tokenizer)
-    targets, statistics = prepare(policy, networks(tokenizer)[0], critic, episodes, CONFIG)
+    prepared, statistics = prepare(
+        policy, networks(tokenizer)[0], critic, draw_minibatches(episodes, 0, CONFIG), CONFIG
+    )
     assert statistics["kl"] == 0
     assert statistics["behaviour_gap"] < 1e-4
-    result = update(policy, critic, optimisers, schedules, episodes, targets, CONFIG)
+    result = update(policy, critic, optimisers, schedules, prepared[0], CONFIG)
     assert result["ratio_worst"] < 1e-5
 
 
@@ -59,8 +61,9 @@ def test_micro_batches_do_not_change_the_gradient(episodes, tokenizer, token_lev
             CONFIG, microbatch_tokens=budget, token_level_values=token_level, max_gradient_norm=1e9
         )
         policy, critic, optimisers, schedules = networks(tokenizer)
-        targets, _ = prepare(policy, make_model(len(tokenizer), seed=5), critic, episodes, config)
-        update(policy, critic, optimisers, schedules, episodes, targets, config)
+        groups = draw_minibatches(episodes, 0, config)
+        prepared, _ = prepare(policy, make_model(len(tokenizer), seed=5), critic, groups, config)
+        update(policy, critic, optimisers, schedules, *prepared, config)
         weights.append([p.detach() for n in (policy, critic) for p in n.parameters()])
     assert len(microbatches(episodes, 150)) > len(microbatches(episodes, 100_000)) == 1
     for other in weights[1:]:
@@ -70,19 +73,26 @@ def test_micro_batches_do_not_change_the_gradient(episodes, tokenizer, token_lev
 
 def test_advantages_are_one_number_a_turn(episodes, tokenizer):
     policy, critic, *_ = networks(tokenizer)
-    targets, _ = prepare(policy, networks(tokenizer)[0], critic, episodes, CONFIG)
+    groups = draw_minibatches(episodes, 0, replace(CONFIG, microbatch_tokens=600))[0]
+    (prepared,), _ = prepare(policy, networks(tokenizer)[0], critic, [groups], CONFIG)
+    targets = []
+    for target, group in zip(prepared, groups, strict=True):
+        tokens = [sum(turn.end - turn.start for turn in episode.turns) for episode in group]
+        turns = [len(episode.turns) for episode in group]
+        split = target.advantages.split(tokens), target.returns.split(turns), target.old_values.split(turns)
+        targets += zip(*split, strict=True)
     raw = []
-    for episode, target in zip(episodes, targets, strict=True):
+    episodes = [episode for group in groups for episode in group]
+    assert len(groups) > 1
+    for episode, (advantages, returns, old_values) in zip(episodes, targets, strict=True):
         sizes = [turn.end - turn.start for turn in episode.turns]
-        pieces = target.advantages.split(sizes)
+        pieces = advantages.split(sizes)
         assert all(piece.unique().numel() == 1 for piece in pieces)
         # The reference equals the policy, so the KL is 0 and returns are sums of rewards by hand.
         rewards = [-0.2 if turn.code is None else 0.0 for turn in episode.turns[:-1]]
         rewards.append(1.0 if episode.solved else -1.0)
-        assert target.returns.tolist() == pytest.approx([sum(rewards[t:]) for t in range(len(rewards))])
-        raw += [
-            (g - v, piece[0]) for g, v, piece in zip(target.returns, target.old_values, pieces, strict=True)
-        ]
+        assert returns.tolist() == pytest.approx([sum(rewards[t:]) for t in range(len(rewards))])
+        raw += [(g - v, piece[0]) for g, v, piece in zip(returns, old_values, pieces, strict=True)]
     plain, normalised = (torch.stack(column) for column in zip(*raw, strict=True))  # (N,), (N,)
     expected = (plain - plain.mean()) / plain.std(correction=0)
     torch.testing.assert_close(normalised, expected, atol=1e-4, rtol=1e-4)
@@ -90,8 +100,8 @@ def test_advantages_are_one_number_a_turn(episodes, tokenizer):
 
 def test_micro_batches_hold_every_episode_once_within_the_budget(episodes):
     groups = microbatches(episodes, 400)
-    assert sorted(i for group in groups for i in group) == list(range(len(episodes)))
-    assert all(max(len(episodes[i].ids) for i in group) * len(group) <= 400 for group in groups)
+    assert sorted(e.index for group in groups for e in group) == list(range(len(episodes)))
+    assert all(max(len(episode.ids) for episode in group) * len(group) <= 400 for group in groups)
 
 
 def test_every_pass_over_the_training_set_meets_every_problem_once():
@@ -136,10 +146,10 @@ def test_ppo_learns_a_dialog_that_can_be_solved_only_by_reading_the_feedback():
         for episode, arm in zip(episodes, right, strict=True):
             episode.solved = episode.ids[-1] == arm
         solved.append(sum(e.solved for e in episodes) / 64)
-        targets, _ = prepare(policy, reference, critic, episodes, config)
-        for start in range(0, 64, 16):
-            part = slice(start, start + 16)
-            update(policy, critic, optimisers, schedules, episodes[part], targets[part], config)
+        minibatches = draw_minibatches(episodes, 0, config)
+        prepared, _ = prepare(policy, reference, critic, minibatches, config)
+        for microbatches_of_update in prepared:
+            update(policy, critic, optimisers, schedules, microbatches_of_update, config)
     assert solved[0] < 0.7
     assert sum(solved[-5:]) / 5 > 0.95
 

@@ -17,6 +17,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from rollout import PREFILL_TOKENS
+from sampling import check_architecture
+from value_head import layers_of, trunk_of
 
 GIB = 1 << 30
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}
@@ -30,7 +32,7 @@ SHAPES = {
 def model_shape(model: str) -> PretrainedConfig:
     """The architecture of a model; for the models of the presets without the hub."""
     if model not in SHAPES or Path(model).is_dir():
-        return AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
     names = "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"
     return LlamaConfig(**LLAMA, **dict(zip(names, SHAPES[model], strict=True)))
 
@@ -43,10 +45,10 @@ def memory(config, ranks: int) -> dict[str, dict[str, float]]:
     compute = getattr(torch, config.dtype).itemsize
     state = compute if config.bf16_state else 4
     every = sum(p.numel() for p in model.parameters())  # the numbers of parameters
-    layer = sum(p.numel() for p in model.get_decoder().layers[0].parameters())
+    layer = sum(p.numel() for p in layers_of(model)[0].parameters())
     layers, width, inner = shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size
     root = every - layers * layer  # embeddings, output layer and last norm, which are gathered together
-    critic = sum(p.numel() for p in model.get_decoder().parameters()) + width + 1
+    critic = sum(p.numel() for p in trunk_of(model).parameters()) + width + 1
     sharded = ranks > 1 or state != compute or config.cpu_offload
     head = getattr(shape, "head_dim", 0) or width // shape.num_attention_heads
     key_value = 2 * shape.num_key_value_heads * head
@@ -95,6 +97,7 @@ def total(plan: dict[str, dict[str, float]]) -> float:
 
 def report(config, ranks: int, gpu_bytes: float) -> tuple[str, bool]:
     """The plan as text, and whether it fits `gpu_bytes`; if not, the text names flags with which it fits."""
+    check_architecture(model_shape(config.model), config.context)
     plan = memory(config, ranks)
     lines = [f"{config.model} on {ranks} ranks, GiB a rank"]
     for phase, parts in plan.items():

@@ -6,7 +6,7 @@ the cross-entropy loss. As in the paper, only the *last* response of a dialog is
 it are wrong; they and their feedback are the context.
 
     python evaluate.py --model BASE --problems toy --split train --temperature 1 --top_p 1 --output runs/own
-    python -m tools.sft --model BASE --episodes runs/own --output runs/sft
+    python -m benchmarks.sft --model BASE --episodes runs/own --output runs/sft
 
 Differs: the paper uses rollouts of a larger model; `--episodes` accepts those of any model. Saved dialogs are
 text, without the sampled ids, so they are encoded again. Truncated responses are left out, because they have
@@ -56,7 +56,7 @@ def fine_tune(policy, episodes: Sequence[Episode], args: argparse.Namespace) -> 
             tokens = sum(episode.turns[0].end - episode.turns[0].start for episode in minibatch)
             loss = 0.0
             for group in ppo.microbatches(minibatch, args.microbatch_tokens, ranks())[rank() :: ranks()]:
-                batch = ppo.collate([minibatch[i] for i in group], args.device)
+                batch = ppo.collate(group, args.device)
                 logprobs, _ = as_forward(ppo.response_logprobs, policy, batch, 1.0)  # (R,)
                 share = -logprobs.sum() / tokens
                 share.backward()

@@ -1,0 +1,277 @@
+"""Tiny models of many architectures: equal logits in the model, in training and in sampling, or a refusal."""
+
+import inspect
+
+import pytest
+import torch
+from conftest import make_model
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from distributed import load_model
+from ppo import collate, response_logprobs
+from rollout import Episode, Turn
+from sampling import RaggedCache, check_architecture, check_logits, forward
+from value_head import layers_of
+
+WINDOW = 16
+WANTED = (  # a value, and the names under which architectures may know it
+    (128, "vocab_size vocab_size_per_layer_input"),
+    (64, "d_model hidden_size intermediate_size_mlp lru_width n_embd word_embed_proj_dim"),
+    (96, "decoder_ffn_dim encoder_ffn_dim ffn_dim ffn_hidden_size intermediate_size n_inner"),
+    (
+        4,
+        "decoder_attention_heads encoder_attention_heads linear_num_value_heads mamba_n_heads "
+        "mamba_num_heads moe_num_experts n_head n_heads n_layer n_layers n_routed_experts "
+        "num_attention_heads num_experts num_hidden_layers num_layers num_local_experts",
+    ),
+    (
+        2,
+        "altup_num_inputs decoder_layers encoder_layers index_n_heads linear_num_key_heads "
+        "max_window_layers moe_k moe_top_k moe_topk num_experts_per_tok num_global_key_value_heads "
+        "num_key_value_heads num_kv_heads num_mem_blocks num_query_groups sliding_window_pattern",
+    ),
+    (
+        16,
+        "attention_chunk_size attention_window_size attn_window block_size chunk_size global_head_dim "
+        "head_dim hidden_size_per_layer_input index_head_dim kv_lora_rank linear_key_head_dim "
+        "linear_value_head_dim local_attention mamba_chunk_size mamba_d_state qk_head_dim sliding_window "
+        "sliding_window_size ssm_state_size state_size v_head_dim window_size",
+    ),
+    (256, "max_position_embeddings max_seq_len n_ctx n_positions"),
+    (True, "use_sliding_window"),
+    (
+        32,
+        "dim_model_base expert_ffn_hidden_size mamba_d_head mamba_head_dim moe_intermediate_size "
+        "q_lora_rank shared_expert_intermediate_size shared_intermediate_size",
+    ),
+    (
+        1,
+        "decoder_sparse_step first_k_dense_replace mamba_n_groups moe_num_shared_experts n_group "
+        "n_shared_experts num_shared_experts topk_group zero_expert_num",
+    ),
+    (8, "index_topk laurel_rank qk_nope_head_dim qk_rope_head_dim rotary_dim"),
+    (0.2, "init_std initializer_range"),
+    (1.0, "initializer_factor"),
+    (None, "activation_sparsity_pattern bos_token_id eos_token_id pad_token_id"),
+    (4.0, "logits_scaling"),
+    (0.25, "logit_scale"),
+    (2.0, "embedding_multiplier final_logit_softcapping"),
+    (False, "tie_word_embeddings"),
+    (0.5, "residual_multiplier"),
+    (0.3, "lm_head_multiplier"),
+    (
+        0.1,
+        "activation_dropout attention_dropout attn_pdrop dropout embd_pdrop hidden_dropout layerdrop "
+        "resid_pdrop router_jitter_noise",
+    ),
+)
+COMMON = {name: value for value, names in WANTED for name in names.split()}
+BY_TURNS = ["sliding_attention", "full_attention"] * 2
+SPECIAL = {
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "falcon": {"new_decoder_architecture": False, "multi_query": True},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 2,
+        "layer_types": BY_TURNS,
+        "activation_sparsity_pattern": [0.0, 0.0, 0.0, 0.0],
+        "intermediate_size": [96, 96, 96, 96],
+    },
+    "gpt_oss": {"layer_types": BY_TURNS},
+    "llama4_text": {
+        "intermediate_size": 32,
+        "layer_types": ["chunked_attention", "full_attention", "chunked_attention", "full_attention"],
+        "no_rope_layers": [1, 0, 1, 0],
+        "attn_temperature_tuning": True,
+        "interleave_moe_layer_step": 1,
+    },
+    "ministral": {"layer_types": BY_TURNS},
+    "persimmon": {"num_key_value_heads": 4},
+    "olmo3": {"layer_types": BY_TURNS},
+    "deepseek_v2": {"head_dim": 8, "num_key_value_heads": 4},
+    "minicpm3": {"head_dim": 8, "num_key_value_heads": 4},
+    "deepseek_v3": {"head_dim": 8, "num_key_value_heads": 4},
+    "diffllama": {"attention_dropout": 0.0},
+    "cwm": {"bos_token_id": 1, "pad_token_id": None, "eos_token_id": 2, "layer_types": BY_TURNS},
+    "gemma3_text": {"layer_types": BY_TURNS},
+    "gemma2": {"layer_types": BY_TURNS},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "use_mamba_kernels": False,
+        "mamba_dt_rank": 4,
+    },
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "granitemoehybrid": {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+        "layers_block_type": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+    },
+    "mamba2": {"num_heads": 4, "head_dim": 32, "hidden_size": 64, "expand": 2, "n_groups": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "full_attn_idxs": [1, 3]},
+    "xglm": {"attention_heads": 4},
+    "exaone4": {"layer_types": BY_TURNS},
+}
+EQUAL = """
+llama mistral ministral mixtral qwen2 qwen2_moe qwen3 qwen3_moe phi phi3 phimoe gemma gemma2 gemma3_text
+gemma3n_text cohere cohere2 granite granitemoe gpt_oss olmo olmo2 olmo3 olmoe starcoder2 stablelm falcon gpt2
+gpt_neox gpt_bigcode gptj bloom mpt opt xglm biogpt persimmon nemotron exaone4 smollm3 helium glm glm4
+deepseek_v2 deepseek_v3 minicpm3 llama4_text arcee seed_oss hunyuan_v1_dense ernie4_5 diffllama nanochat cwm
+""".split()
+REFUSED = {
+    "no key-value cache": "qwen3_next jamba bamba granitemoehybrid mamba mamba2 lfm2 recurrent_gemma".split(),
+    "not supported: .* (differ by|fails with)": ["gpt_neo", "rwkv", "openai-gpt"],
+}
+
+
+def tiny(name: str) -> torch.nn.Module:
+    kind = CONFIG_MAPPING[name]
+    renamed = getattr(kind, "attribute_map", {})
+    known = {*kind().to_dict(), *renamed, *inspect.signature(kind.__init__).parameters}
+    given = {key: value for key, value in COMMON.items() if key in known} | SPECIAL.get(name, {})
+    given = {key: v for key, v in given.items() if v is not None or key.endswith("token_id")}
+    if getattr(kind(), "final_logit_softcapping", None) is None:
+        given.pop("final_logit_softcapping", None)
+    for old, new in renamed.items():
+        if old in given and new in given:
+            del given[old]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind(**given)).eval()
+    assert sum(p.numel() for p in model.parameters()) < 12e6
+    for parameter_name, parameter in model.named_parameters():  # zeros hide what biases and sinks do
+        if (
+            parameter.ndim == 1
+            and parameter.std() < 1e-6
+            and ("bias" in parameter_name or "sink" in parameter_name)
+        ):
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def own_logits(model, dialogs: list[list[int]]) -> list[torch.Tensor]:
+    return [model(torch.tensor([dialog]), use_cache=False).logits[0] for dialog in dialogs]  # (T, V) each
+
+
+@pytest.mark.parametrize("name", EQUAL)
+@torch.no_grad()
+def test_logits_of_training_and_sampling_are_the_model_s_own(name):
+    model, draw = tiny(name), torch.Generator().manual_seed(1)
+    check_architecture(model.config, 200)
+    check_logits(model, 128, 200)
+    dialogs = [torch.randint(5, 128, (n,), generator=draw).tolist() for n in (111, 90, 60)]
+    own = own_logits(model, dialogs)
+    episodes = [Episode(None, d, [Turn(5, len(d), [])], False, False, False, 0) for d in dialogs]
+    got, _ = response_logprobs(model, collate(episodes, torch.device("cpu")), 1.0, chunk=37)  # (R,)
+    expected = [
+        o.log_softmax(-1)[4 : len(d) - 1].gather(1, torch.tensor(d[5:])[:, None])
+        for o, d in zip(own, dialogs, strict=True)
+    ]
+    torch.testing.assert_close(got, torch.cat(expected)[:, 0], atol=1e-4, rtol=1e-4)
+    cache, seats = RaggedCache(), [0, 1]
+    cache.lengths = [0, 0]
+
+    def feed(rows: slice, counts: list[int]) -> None:
+        lengths = cache.lengths[rows]
+        parts = zip(seats[rows], lengths, counts, strict=True)
+        logits = forward(
+            model, cache, rows, [dialogs[d][start : start + n] for d, start, n in parts]
+        )  # (n, V)
+        for d, start, n, row in zip(seats[rows], lengths, counts, logits, strict=True):
+            torch.testing.assert_close(row, own[d][start + n - 1], atol=1e-4, rtol=1e-4)
+
+    feed(slice(0, 2), [30, 11])
+    for _ in range(8):
+        feed(slice(0, 2), [1, 1])
+    cache.swap(0, 1)
+    seats[:] = [1, 0, 2]
+    cache.lengths.append(0)
+    feed(slice(1, 3), [40, 7])
+    for _ in range(4):
+        feed(slice(0, 3), [1, 1, 1])
+    feed(slice(0, 2), [9, 22])
+    feed(slice(0, 3), [1, 1, 1])
+
+
+@pytest.mark.parametrize(("sentence", "name"), [(s, name) for s, names in REFUSED.items() for name in names])
+def test_a_model_that_cannot_be_sampled_is_refused_in_one_sentence(sentence, name):
+    model = tiny(name)
+    with pytest.raises(ValueError, match=sentence) as refused:
+        check_architecture(model.config, 200)
+        check_logits(model, 128, 200)
+    assert "\n" not in str(refused.value)
+
+
+def refused(model, context: int, tokenizer_size: int = 128) -> str:
+    with pytest.raises(ValueError) as error:
+        check_architecture(model.config, context)
+        check_logits(model, tokenizer_size, context)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+)
+def test_a_context_in_which_keys_would_change_is_refused_and_a_shorter_one_works(rope):
+    long = rope["rope_type"] == "longrope"
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config = LlamaConfig(
+        vocab_size=128,
+        rope_parameters=rope | {"rope_theta": 1e4},
+        max_position_embeddings=640 if long else 64,
+        **sizes,
+    )
+    model = LlamaForCausalLM(config).eval()
+    check_architecture(config, 64)
+    check_logits(model, 128, 64)
+    assert f"context 65 is more than 64, the length from which on its {rope['rope_type']}" in refused(
+        model, 65
+    )
+
+
+def test_what_a_model_has_no_room_for_is_refused():
+    assert "context 257 is more than 256, the number of positions" in refused(tiny("gpt2"), 257)
+    assert "the tokenizer has 129 tokens, but llama's embedding only 128" in refused(
+        make_model(128), 200, 129
+    )
+    model = make_model(128)
+    model.config._attn_implementation = "flash_attention_2"
+    assert "sampling needs --attention sdpa or eager, not flash_attention_2" in refused(model, 200)
+
+
+@pytest.mark.parametrize("name", ["phimoe", "mixtral", "opt", "gpt2"])
+def test_two_passes_are_equal_with_gradient_checkpointing_wherever_randomness_is_set(name, tmp_path):
+    tiny(name).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), gradient_checkpointing=True)
+    episode = Episode(None, list(range(40)), [Turn(5, 40, [])], False, False, False, 0)
+    first, second = (
+        response_logprobs(model, collate([episode], torch.device("cpu")), 1.0)[0] for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    first.sum().backward()
+    assert any(parameter.grad.abs().max() > 0 for parameter in layers_of(model)[0].parameters())
+
+
+def test_logits_of_a_bf16_model_are_computed_in_fp32_with_the_layer_s_own_gradient(tmp_path):
+    make_model(128).to(torch.bfloat16).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), dtype="bfloat16")
+    hidden = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    layer = model.get_output_embeddings()
+    logits = layer(hidden)  # (3, 5, V)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, hidden.float() @ layer.weight.float().T)
+    logits.square().sum().backward()
+    ours = hidden.grad.clone(), layer.weight.grad.clone()
+    hidden.grad = layer.weight.grad = None
+    (torch.nn.functional.linear(hidden, layer.weight) * logits.detach().bfloat16() * 2).sum().backward()
+    for got, expected in zip(ours, (hidden.grad, layer.weight.grad), strict=True):
+        torch.testing.assert_close(got, expected, atol=0.2, rtol=0.03)
