@@ -1,7 +1,7 @@
 """Where problem sets come from: the hub, files of published sets, files of your own, the toy world.
 
 Paper: training on CodeContests, evaluation also on HumanEval+ and MBPP+ (section 3.3). A row's columns show
-its format: rows of CodeContests and of your own files are read here, those of other sets in `formats/`.
+its format, and `formats/` has a file for each: own.py lists the columns of a file of your own.
 
 Run alone: `python sources.py SOURCE [SPLIT]` prints the size of a problem set and one first message;
 with `--check`, which problems their own solutions fail, and which a solution that is known as wrong passes.
@@ -265,33 +265,31 @@ def load_problems(source: str, split: str, holdout: float = 0.0) -> Sequence[Pro
 
 def check(problems: Sequence[Problem], most: int) -> None:
     """Run `most` right and wrong solutions of each problem, and print which are not what they should be."""
-    failing, passing, without, slowest = 0, 0, 0, (0.0, "no test")
+    solved, failing, passing, slowest = set(), set(), set(), (0.0, "no test")
     with Sandbox() as sandbox:
         for start in range(0, len(problems), 32):
-            entries = []  # problem, whether the solution is right, its number, its results to come
-            for problem in problems[start : start + 32]:
-                tests = problem.public_tests + problem.private_tests
-                without += not problem.correct_solutions
-                for right in (True, False):
-                    solutions = problem.correct_solutions if right else problem.incorrect_solutions
-                    for number, code in enumerate(solutions[:most], 1):
-                        job = make_job(problem, code, tests, stop_at_first_failure=True)
-                        entries.append((problem, right, number, sandbox.submit(job)))
-            failed, passed = set(), set()
-            for problem, right, number, future in entries:
-                results = future.result()
-                slowest = max(slowest, *((result.seconds, problem.name) for result in results))
-                verdict = results[-1].verdict
+            runs = [
+                (problem, right, number, code)
+                for problem in problems[start : start + 32]
+                for right, codes in ((True, problem.correct_solutions), (False, problem.incorrect_solutions))
+                for number, code in enumerate(codes[:most], 1)
+            ]
+            jobs = [make_job(p, code, p.public_tests + p.private_tests, True) for p, _, _, code in runs]
+            for (problem, right, number, _), results in zip(runs, sandbox.run(jobs), strict=True):
+                verdict, name = results[-1].verdict, problem.name
+                slowest = max(slowest, *((result.seconds, name) for result in results))
+                if right:
+                    solved.add(name)
                 if right and verdict != Verdict.PASSED:
-                    failed.add(problem.name)
-                    print(f"{problem.name}: its solution {number} fails test {len(results)}: {verdict}")
+                    failing.add(name)
+                    print(f"{name}: its solution {number} fails test {len(results)}: {verdict}")
                 elif not right and verdict == Verdict.PASSED:
-                    passed.add(problem.name)
-                    print(f"{problem.name}: its wrong solution {number} passes all tests")
-            failing, passing = failing + len(failed), passing + len(passed)
+                    passing.add(name)
+                    print(f"{name}: its wrong solution {number} passes all tests")
     print(
-        f"{len(problems)} problems: {failing} fail an own solution, {passing} are passed by a wrong one, "
-        f"{without} have no solution; the slowest test took {slowest[0]:.2f} s ({slowest[1]})"
+        f"{len(problems)} problems: {len(failing)} fail an own solution, {len(passing)} are passed by a "
+        f"wrong one, {len(problems) - len(solved)} have no solution; the slowest test took {slowest[0]:.2f} s "
+        f"({slowest[1]})"
     )
 
 

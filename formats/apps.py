@@ -16,39 +16,26 @@ import sys
 
 from data import Problem
 from formats import values
+from formats.evalplus import JUDGE_HELPERS
 from sandbox import AssertTest, IoTest
 
-sys.set_int_max_str_digits(0)  # some tests are integers of more than 4,300 digits
+sys.set_int_max_str_digits(100_000)  # some tests are integers of more than 4,300 digits
 
-# Before each response: the names that judges of these sets import, and the function, if it is a method. The
-# response defines it itself, or a class Solution, which is looked up when the function is called.
-CALL = """\
-import bisect, collections, functools, heapq, itertools, math, operator, random, re, string, sys
-from collections import *
-from functools import *
-from heapq import *
-from itertools import *
-from math import *
-from bisect import *
-from typing import *
-from builtins import *
+# Before each response: the names that the judges of these sets import, and the function, in case that it is a
+# method: the response defines the function or a class Solution, which is looked up when it is called.
+MODULES = "collections functools heapq itertools math bisect typing builtins".split()
+CALL = "".join(f"import {name}\nfrom {name} import *\n" for name in MODULES)
+CALL += """\
+import copy, operator, random, re, string, sys
 def {name}(*arguments):
     return Solution().{name}(*arguments)
 """
-# In the judge: the right side of ==, which shows the first result that it accepts.
-EXPECTED = """\
-import sys
-from math import inf, nan
-sys.set_int_max_str_digits(0)
+# For the judge: what `Expected` calls. It shows the first result that is accepted.
+COMPARISON = """
 def plain(value):
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-class Expected:
-    def __init__(self, *accepted):
-        self.accepted = accepted
-    def __eq__(self, got):
-        return any(plain(got) == value for value in self.accepted)
-    def __repr__(self):
-        return repr(self.accepted[0])
+def assertion(got, *accepted):
+    assert any(plain(got) == value for value in accepted)
 """
 
 
@@ -61,8 +48,8 @@ def function_columns(name: str, starter_code: str) -> dict[str, str]:
     """The fields of a Problem whose tests are made by `call_test`."""
     if not name.isidentifier():
         raise ValueError(f"the function's name is {name!r}, but must be a Python name")
-    code = CALL.format(name=name)
-    return {"entry_point": name, "signature": starter_code.strip(), "preamble": code, "setup": EXPECTED}
+    code = {"preamble": CALL.format(name=name), "setup": JUDGE_HELPERS + COMPARISON}
+    return code | {"entry_point": name, "signature": starter_code.strip()}
 
 
 def _text(lines: object) -> str:
@@ -81,12 +68,12 @@ def _call_tests(name: str, inputs: list, outputs: list) -> list[AssertTest]:
     return tests
 
 
-def _amount(row: dict, column: str, unit: str) -> float:
-    """TACO's limits are texts such as "2.0 seconds" or "256.0 megabytes"; 0 if there is none."""
+def _amount(row: dict, column: str, unit: str, example: str) -> float:
+    """The number of a limit of TACO, the larger one of a range; 0 if there is none."""
     stated = values.text(row, column)
-    match = re.fullmatch(rf"(\d+(?:\.\d+)?) {unit}s?", stated)
+    match = re.fullmatch(rf"(?:[\d.]+ *- *)?(\d+(?:\.\d+)?) *{unit}", stated)
     if stated and not match:
-        raise ValueError(f'{column} is {stated!r}, but must be a text such as "2.0 {unit}s"')
+        raise ValueError(f"{column} is {stated!r}, but must be a text such as {example!r}")
     return float(match[1]) if match else 0
 
 
@@ -107,7 +94,8 @@ def read_row(row: dict) -> Problem:
         made = [*map(IoTest, inputs, outputs)]
         shown = [" ".join(given.split()) in " ".join(statement.split()) for given in inputs]
         public = max(1, min([*shown, False].index(False), len(made) - 1))
-    seconds, megabytes = _amount(row, "time_limit", "second"), _amount(row, "memory_limit", "megabyte")
+    seconds = _amount(row, "time_limit", "(s|sec|seconds?)", "2.0 seconds")
+    megabytes = _amount(row, "memory_limit", "(MB|megabytes?)", "256.0 megabytes")
     digest = hashlib.sha256(f"{statement}{row['input_output']}".encode()).hexdigest()[:12]
     return Problem(
         name=f"APPS/{row['problem_id']}" if "problem_id" in row else f"TACO/{digest}",

@@ -36,24 +36,17 @@ def pickled_text(pickled: bytes) -> str:
     return found[0]
 
 
-def _tests(row: dict, column: str, name: str) -> tuple[IoTest | AssertTest, ...]:
+def _tests(packed: str, name: str) -> tuple[IoTest | AssertTest, ...]:
     """The tests of a column; `name` is the function's, for those of type "functional"."""
-    packed = values.text(row, column)
     if not packed.lstrip().startswith("["):
-        try:
-            unzipped = zlib.decompressobj().decompress(base64.b64decode(packed, validate=True), PICKLE_BYTES)
-            packed = pickled_text(unzipped)
-        except (ValueError, zlib.error) as error:
-            raise ValueError(f"{column} is neither JSON nor base64 of a zipped text: {error}") from error
-    cases = json.loads(packed)
-    if not all(isinstance(case, dict) and {"input", "output", "testtype"} <= case.keys() for case in cases):
-        raise ValueError(f"a test of {column} has no input, output or testtype")
-    for kind in {case["testtype"] for case in cases}:
-        if kind != ("functional" if name else "stdin"):
-            raise ValueError(
-                f"a test of {column} has testtype {kind!r}, but metadata "
-                f"{'names the function ' + name if name else 'has no func_name'}"
-            )
+        unzipped = zlib.decompressobj().decompress(base64.b64decode(packed, validate=True), PICKLE_BYTES)
+        packed = pickled_text(unzipped)
+    cases, kind = json.loads(packed), "functional" if name else "stdin"
+    for case in cases:
+        if not all(isinstance(case.get(part), str) for part in ("input", "output")):
+            raise ValueError("a test has no input or output, or one that is no text")
+        if case.get("testtype") != kind:
+            raise ValueError(f"a test has testtype {case.get('testtype')!r}, but by metadata it is {kind!r}")
     if not name:
         return tuple(IoTest(case["input"], case["output"]) for case in cases)
     calls = [[*map(json.loads, filter(None, case["input"].split("\n")))] for case in cases]
@@ -63,12 +56,17 @@ def _tests(row: dict, column: str, name: str) -> tuple[IoTest | AssertTest, ...]
 
 def read_row(row: dict) -> Problem:
     """The problem of a row of LiveCodeBench. Raises: ValueError, one sentence."""
-    name = values.from_json(row, "metadata", dict).get("func_name", "")
+    name, tests = values.from_json(row, "metadata", dict).get("func_name", ""), {}
+    for column in ("public_test_cases", "private_test_cases"):
+        try:
+            tests[column] = _tests(values.text(row, column), name)
+        except (AttributeError, TypeError, ValueError, zlib.error) as error:
+            raise ValueError(f"{column} cannot be read as tests: {error}") from error
     return Problem(
         name=f"LiveCodeBench/{row['question_id']}",
         statement=values.text(row, "question_content"),
-        public_tests=_tests(row, "public_test_cases", name),
-        private_tests=_tests(row, "private_test_cases", name),
+        public_tests=tests["public_test_cases"],
+        private_tests=tests["private_test_cases"],
         group=f"difficulty {row['difficulty']}" if row.get("difficulty") else "",
         **(function_columns(name, values.text(row, "starter_code")) if name else {}),
     )

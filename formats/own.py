@@ -55,11 +55,12 @@ def _solutions(row: dict, column: str) -> tuple[str, ...]:
 
 def read_row(row: dict) -> Problem:
     """The problem of a row of CodeContests or of a file of your own. Raises: ValueError, one sentence."""
-    if not text(row, "name"):
-        raise ValueError("name is empty")
+    for column in ("name", "description"):
+        if not isinstance(row[column], str) or not row["name"]:
+            raise ValueError(f"{column} is no text, or empty: {row[column]!r:.60}")
     about = {name: text(row, name) for name in ("preamble", "entry_point", "signature", "setup")}
     name, correct = about["entry_point"], _solutions(row, "solutions")
-    defining = [about["preamble"] + code for code in (about["signature"], *correct) if code]
+    defining = [about["signature"]] if about["signature"] else [about["preamble"] + code for code in correct]
     if name and (not name.isidentifier() or defining and not any(name in code for code in defining)):
         raise ValueError(f"entry_point {name!r} is not in its signature and solutions: is it misspelt?")
     group = f"difficulty {row['difficulty']}" if row.get("difficulty") is not None else ""
@@ -71,7 +72,7 @@ def read_row(row: dict) -> Problem:
         seconds = number(row, "time_limit")
     return Problem(
         name=row["name"],
-        statement=text(row, "description"),
+        statement=row["description"],
         public_tests=_tests(row, "public_tests"),
         private_tests=_tests(row, "private_tests") + _tests(row, "generated_tests"),
         limits=limits(seconds, number(row, "memory_limit_bytes")),

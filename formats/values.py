@@ -13,10 +13,10 @@ from sandbox import AssertTest, Limits
 
 def text(row: dict, column: str) -> str:
     """The text of a column; empty if there is none."""
-    value = row.get(column) or ""
-    if not isinstance(value, str):
+    value = row.get(column)
+    if not isinstance(value, str | None):
         raise ValueError(f"{column} is no text, but {value!r:.60}")
-    return value
+    return value or ""
 
 
 def number(row: dict, column: str) -> float:

@@ -71,7 +71,7 @@ def test_a_number_is_taken_as_a_number(tmp_path):
         ({"public_tests": 7}, "public_tests is 7, but must be a list"),
         ({"solutions": json.dumps(["x"])}, "solutions is a text, but must be a list of texts"),
         ({"solutions": [1]}, "solutions must be a list of texts"),
-        ({"name": ""}, "name is empty"),
+        ({"name": ""}, "name is no text, or empty"),
         ({"entry_point": "f g"}, "public_tests|entry_point"),
     ],
 )
@@ -262,7 +262,7 @@ def test_integers_of_many_digits_load(tmp_path, sandbox):
         ),
         (
             TACO | {"time_limit": "2 hours"},
-            "time_limit is '2 hours', but must be a text such as \"2.0 seconds\"",
+            "time_limit is '2 hours', but must be a text such as '2.0 seconds'",
         ),
     ],
 )
@@ -332,24 +332,27 @@ def test_nothing_but_a_text_is_read_from_a_pickle(tmp_path, value):
         with pytest.raises(ValueError, match="its pickle holds"):
             livecodebench.pickled_text(pickle.dumps(value, protocol))
     hidden = base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
-    with pytest.raises(ValueError, match="private_test_cases is neither JSON nor"):
+    with pytest.raises(ValueError, match="private_test_cases cannot be read as tests"):
         load(tmp_path, STDIN | {"private_test_cases": hidden})
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"private_test_cases": "no base64!"}, "private_test_cases is neither JSON nor base64"),
-        ({"private_test_cases": packed([])[:-8]}, "private_test_cases is neither JSON nor base64"),
+        ({"private_test_cases": "no base64!"}, "private_test_cases cannot be read as tests"),
+        ({"private_test_cases": packed([])[:-8]}, "private_test_cases cannot be read as tests"),
         (
             {"public_test_cases": '[{"input": "1"}]'},
-            "a test of public_test_cases has no input, output or testtype",
+            "public_test_cases cannot be read as tests: a test has no input or output",
         ),
         (
             {"metadata": '{"func_name": "add"}'},
-            "a test of public_test_cases has testtype 'stdin', but metadata names",
+            "public_test_cases cannot .*: a test has testtype 'stdin', but by metadata it is 'functional'",
         ),
-        ({"public_test_cases": json.dumps([case("1", "1", "functional")])}, "metadata has no func_name"),
+        (
+            {"public_test_cases": json.dumps([case("1", "1", "functional")])},
+            "testtype 'functional', but by metadata it is 'stdin'",
+        ),
     ],
 )
 def test_ambiguous_rows_of_livecodebench_are_refused(tmp_path, changed, told):
