@@ -61,7 +61,8 @@ def load_splits(config: Config, tokenizer) -> list[Sequence[Problem]]:
     """The problems of the splits train, valid and test."""
     names = (config.train_split, config.valid_split, config.test_split)
     if rank() == 0 and one_for_all_splits(config.problems) and not config.holdout and any(names[1:]):
-        print(f"{config.problems} is train, valid and test at once (--holdout 0.1 keeps a tenth for these)")
+        told = "is train, valid and test at once; --holdout 0.1 keeps a tenth of it for the last two"
+        print(f"{config.problems} {told}")
     return [load_split(config, name, tokenizer) for name in names]
 
 

@@ -6,12 +6,15 @@ import pickle
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pytest
 
+from config import Config
 from data import first_message, make_job
+from episodes import load_splits
 from formats import livecodebench
 from formats.values import assert_tests
 from sandbox import AssertTest, IoTest, Limits
@@ -381,7 +384,7 @@ def test_check_tells_which_solutions_are_not_what_they_should_be(tmp_path):
         "passed: its wrong solution 1 passes all tests",
     ]
     assert last.startswith(
-        "4 problems: 1 fail an own solution, 1 are passed by a wrong one, 1 have no solution"
+        "4 problems: 1 fail an own solution, 1 are passed by a wrong one, 1 have none; the slowest"
     )
 
 
@@ -406,3 +409,16 @@ def test_a_holdout_that_cannot_be_is_refused(tmp_path):
         load_problems("toy", "train", 0.1)
     with pytest.raises(ValueError, match="holdout 1.5 must be between 0 and 1"):
         load(tmp_path, OWN, holdout=1.5)
+
+
+def test_one_file_for_all_splits_is_told_and_a_holdout_ends_it(tmp_path, tokenizer, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(OWN | {"name": f"problem {n}"}) + "\n" for n in range(40)))
+    config = Config(model="any", problems=str(path))
+    train, valid, test = load_splits(config, tokenizer)
+    assert train == valid == test
+    told = f"{path} is train, valid and test at once; --holdout 0.1 keeps a tenth of it for the last two\n"
+    assert capsys.readouterr().out == told
+    parts = load_splits(replace(config, holdout=0.4), tokenizer)
+    assert sum(map(len, parts)) == len({problem.name for part in parts for problem in part}) == 40
+    assert capsys.readouterr().out == ""
