@@ -34,6 +34,10 @@ class Config:
         "valid", "split that chooses the best policy; empty: no evaluation while training"
     )
     test_split: str = option("test", "split of the table before and after; empty: no table")
+    holdout: float = option(
+        0.0,
+        "share of a file's problems that are for valid and test, half for each, by a hash of the name",
+    )
     limit_problems: int = option(0, "use only the first so many problems of each split; 0: all")
     output: str = option("runs/toy", "directory of the run")
     chat_template: str = option("", "file with a chat template, for base models that have none")

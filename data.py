@@ -24,6 +24,7 @@ FORMAT_TOKENS = (
 FORMAT_ASSERTS = (
     "Write this Python 3 function:\n{signature}\nPut the whole function into one ```python block.\n"
 )
+FORMAT_CLASS = FORMAT_ASSERTS.replace("function", "class")  # for a method
 
 FEEDBACK_TOKENS = {  # one entry for each public test that failed
     Verdict.WRONG_ANSWER: (
@@ -83,7 +84,8 @@ class Problem:
 def _format_instruction(problem: Problem) -> str:
     if problem.judging == "tokens":
         return FORMAT_TOKENS
-    return FORMAT_ASSERTS.format(signature=problem.signature or problem.entry_point)
+    template = FORMAT_CLASS if problem.signature.startswith("class ") else FORMAT_ASSERTS
+    return template.format(signature=problem.signature or problem.entry_point)
 
 
 def first_message(problem: Problem, with_format: bool = True) -> str:

@@ -27,7 +27,7 @@ from data import Problem
 from distributed import as_forward, empty_copy, gather, rank, share, total
 from rollout import Episode, RolloutSettings, Turn, fitting, rollout, too_long
 from sandbox import Sandbox, TestResult, Verdict
-from sources import load_problems, select
+from sources import load_problems, one_for_all_splits, select
 from value_head import trunk_of, use_float32_logits
 
 
@@ -44,7 +44,7 @@ def draw_problems(problems: Sequence[Problem], iteration: int, config: Config) -
 
 def load_split(config: Config, name: str, tokenizer) -> Sequence[Problem]:
     """The problems of a split whose prompts leave room for a response; none if `name` is empty."""
-    problems = load_problems(config.problems, name) if name else []
+    problems = load_problems(config.problems, name, config.holdout) if name else []
     problems = problems[: config.limit_problems] if config.limit_problems else problems
     places = fitting(problems, tokenizer, config.sampling())
     if len(places) == len(problems):
@@ -55,6 +55,15 @@ def load_split(config: Config, name: str, tokenizer) -> Sequence[Problem]:
     if rank() == 0:
         print(f"left out: {message}", file=sys.stderr)
     return select(problems, places)
+
+
+def load_splits(config: Config, tokenizer) -> list[Sequence[Problem]]:
+    """The problems of the splits train, valid and test."""
+    names = (config.train_split, config.valid_split, config.test_split)
+    if rank() == 0 and one_for_all_splits(config.problems) and not config.holdout and any(names[1:]):
+        told = "is train, valid and test at once; --holdout 0.1 keeps a tenth of it for the last two"
+        print(f"{config.problems} {told}")
+    return [load_split(config, name, tokenizer) for name in names]
 
 
 class Sampler:

@@ -258,7 +258,7 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     usual = {0.2 if measure.startswith("1@") or measure == "pass@1" else 1.0 for measure in args.report}
     variants = list(product(args.feedback, args.turn_limits, args.temperature or sorted(usual)))
     tokenizer = load_tokenizer(args.model, args.chat_template, args.gguf_file)
-    split, cut = load_problems(args.problems, args.split), args.public_tests or sys.maxsize
+    split, cut = load_problems(args.problems, args.split, args.holdout), args.public_tests or sys.maxsize
     text = load_config(args.model, args.gguf_file).get_text_config(decoder=True)
     context = min(args.context, getattr(text, "max_position_embeddings", None) or args.context)
     check_architecture(text, context)
@@ -351,6 +351,7 @@ def main() -> None:
     add("--model", default="runs/toy/best", help="Hugging Face directory or hub name")
     add("--problems", default="toy", help="toy, code_contests, humaneval_plus, mbpp_plus, or a file")
     add("--split", default="test")
+    add("--holdout", type=float, default=0.0, help="that of the training run, for a file of problems")
     add("--compare", nargs="+", metavar="RUN", help="compare the runs in these directories, sample nothing")
     add("--output", default="runs/evaluation", help="directory of the run, or above several runs")
     add("--report", nargs="+", help="such as 1@3 10@100 pass@10 (default: 1@L of the longest turn limit L)")

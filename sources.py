@@ -1,28 +1,13 @@
 """Where problem sets come from: the hub, files of published sets, files of your own, the toy world.
 
 Paper: training on CodeContests, evaluation also on HumanEval+ and MBPP+ (section 3.3). A row's columns show
-its format: rows of CodeContests and of your own files are read here, those of other sets in `formats/`.
+its format, and `formats/` has a file for each: own.py lists the columns of a file of your own.
 
-Run alone: `python sources.py SOURCE [SPLIT]` prints the size of a problem set and one first message.
-
-A file of your own is JSON (one object per line) or parquet. Each row is a problem. It must have the columns
-    name, description
-    public_tests, private_tests
-        [{"input": "1 2\\n", "output": "3\\n"}, ...], or with entry_point ["assert f(1, 2) == 3", ...]
-and may have
-    generated_tests                    more private tests
-    solutions, incorrect_solutions     lists of programs
-    time_limit, memory_limit_bytes     limits of a test, in seconds and bytes
-    difficulty or cf_rating            results are also reported for each of their values
-    entry_point                        for asserts: the function's name
-    signature                          for asserts: the function as the prompt writes it, "def f(a, b):"
-    preamble, setup                    for asserts: code before each response, and code for the judge
-CodeContests writes tests as {"input": [...], "output": [...]}, solutions as {"language": [...], "solution":
-[...]} and time_limit as {"seconds": 2, "nanos": 0}; these forms are read too.
+Run alone: `python sources.py SOURCE [SPLIT]` prints the size of a problem set and one first message;
+with `--check`, which problems their own solutions fail, and which a solution that is known as wrong passes.
 """
 
 import argparse
-import ast
 import hashlib
 import itertools
 import json
@@ -30,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import datasets
 import filelock
@@ -38,96 +24,51 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import toy
-from data import Problem, first_message
+from data import Problem, first_message, make_job
 from distributed import friendly_errors
-from formats import evalplus
-from sandbox import AssertTest, IoTest, Limits
+from formats import apps, evalplus, livecodebench, own
+from sandbox import Sandbox, Verdict
 
-PYTHON3 = 3  # CodeContests' number of the language
 TEST_COLUMNS = ("public_tests", "private_tests", "generated_tests")
 SOLUTION_COLUMNS = ("solutions", "incorrect_solutions")
+FILE_COLUMNS = ("input_file", "output_file")
 SPLITS = ("train", "valid", "test")
 HUB = {  # repository, and its only split, which is then used for every split
     "code_contests": ("deepmind/code_contests", ""),
     "humaneval_plus": ("evalplus/humanevalplus", "test"),
     "mbpp_plus": ("evalplus/mbppplus", "test"),
 }
+NO_TESTS = "have no public or no private tests"  # why problems are left out
+FILES = "read or write files instead of standard input and output"
 SMALL = 1 << 26  # problems of tables up to this size, in bytes, are made once and kept
 
-# ---- a row becomes a problem -------------------------------------------------------------------------------
-
 datasets.disable_progress_bars()  # they would stand among ours
-
-
-def _tests(row: dict, column: str) -> tuple[IoTest | AssertTest, ...]:
-    tests = row.get(column) or []
-    if isinstance(tests, list) and row.get("entry_point"):
-        return tuple(AssertTest(test) for test in tests if ast.parse(test))
-    if isinstance(tests, list):
-        tests = {side: [test.get(side) for test in tests] for side in ("input", "output")}
-    inputs, outputs = tests["input"], tests["output"]
-    if len(inputs) != len(outputs) or not all(isinstance(text, str) for text in (*inputs, *outputs)):
-        raise ValueError(f"a test of {column} has no output, or no input, or one that is no text")
-    return tuple(map(IoTest, inputs, outputs))
-
-
-def _solutions(row: dict, column: str) -> tuple[str, ...]:
-    solutions = row.get(column) or []
-    if isinstance(solutions, str):
-        raise ValueError(f"{column} is a text, but must be a list of texts")
-    if isinstance(solutions, list):
-        return tuple(solutions)
-    pairs = zip(solutions["language"], solutions["solution"], strict=True)
-    return tuple(text for language, text in pairs if language == PYTHON3)
-
-
-def read_row(row: dict) -> Problem:
-    """The problem of a row of CodeContests or of a file of your own."""
-    if not isinstance(row["name"], str) or not isinstance(row["description"], str):
-        raise ValueError("its name or its description is no text")
-    group = f"difficulty {row['difficulty']}" if row.get("difficulty") is not None else ""
-    if rating := row.get("cf_rating"):  # on Codeforces; 0 if unknown
-        group = f"rating {rating // 400 * 400} to {rating // 400 * 400 + 399}"
-    limit = row.get("time_limit") or {}
-    if isinstance(limit, dict):
-        limit = (limit.get("seconds") or 0) + (limit.get("nanos") or 0) / 1e9  # 0: not stated
-    return Problem(
-        name=row["name"],
-        statement=row["description"],
-        public_tests=_tests(row, "public_tests"),
-        private_tests=_tests(row, "private_tests") + _tests(row, "generated_tests"),
-        limits=Limits(limit or Limits.seconds, row.get("memory_limit_bytes") or Limits.memory_bytes),
-        correct_solutions=_solutions(row, "solutions"),
-        incorrect_solutions=_solutions(row, "incorrect_solutions"),
-        group=group,
-        **{name: row.get(name) or "" for name in ("preamble", "entry_point", "signature", "setup")},
-    )
-
-
 FORMATS = (  # the columns that a row must have, and the function that reads it
     ("task_id prompt entry_point canonical_solution base_input plus_input atol", evalplus.read_row),
     ("task_id prompt entry_point canonical_solution test", evalplus.read_row),
     ("task_id prompt code test_list test_imports test", evalplus.read_row),
-    ("name description public_tests private_tests", read_row),
+    ("question input_output", apps.read_row),
+    ("question_id question_content public_test_cases private_test_cases", livecodebench.read_row),
+    ("name description public_tests private_tests", own.read_row),
 )
 
 
-def _problem(stored: dict, where: str) -> Problem:
-    """The problem of a stored row, which may be a line of JSON. Raises: ValueError, one sentence."""
+def _problem(stored: dict, where: str) -> tuple[Problem, bool]:
+    """The problem of a stored row, which may be a line of JSON, and whether its programs use files.
+
+    Raises: ValueError, one sentence.
+    """
     try:
-        row = json.loads(stored["text"]) if list(stored) == ["text"] else stored
+        row = json.loads(stored["text"].removeprefix("\ufeff")) if list(stored) == ["text"] else stored
     except ValueError as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
     try:
         if not isinstance(row, dict):
             raise ValueError("it is no object with columns")
-        missing, read = min(
-            (([c for c in columns.split() if c not in row], read) for columns, read in FORMATS),
-            key=lambda fit: len(fit[0]),
-        )
-        if missing:
+        columns, read = max(FORMATS, key=lambda known: fmean(name in row for name in known[0].split()))
+        if missing := [name for name in columns.split() if name not in row]:
             raise ValueError(f"no column {', '.join(missing)} among its columns {', '.join(row)}")
-        return read(row)
+        return read(row), any(map(row.get, FILE_COLUMNS))
     except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"{where} is not understood: {error}") from error
 
@@ -147,7 +88,7 @@ class Problems(Sequence):
     def __getitem__(self, place: int | slice) -> "Problem | Problems":
         if isinstance(place, slice):
             return select(self, range(*place.indices(len(self))))
-        return _problem(self.rows[place], f"row {place}")
+        return _problem(self.rows[place], f"row {place}")[0]
 
 
 def select(problems: Sequence[Problem], places: Sequence[int]) -> Sequence[Problem]:
@@ -165,47 +106,65 @@ def first_messages(problems: Sequence[Problem]) -> Iterator[str]:
     unread = dict.fromkeys((*TEST_COLUMNS, *SOLUTION_COLUMNS), [])
     columns = [name for name in unread if name in problems.rows.column_names]
     for number, row in enumerate(problems.rows.remove_columns(columns)):
-        yield first_message(_problem(row | unread, f"row {number}"))
+        yield first_message(_problem(row | unread, f"row {number}")[0])
 
 
-def _have_tests(batch: pa.RecordBatch | pa.Table) -> pa.BooleanArray:
-    """Which CodeContests rows have public tests and private or generated ones, without reading any text."""
-    counts = []
-    for column in TEST_COLUMNS:
-        inputs, outputs = (pc.struct_field(batch[column], side) for side in ("input", "output"))
-        counts.append(pc.fill_null(pc.list_value_length(inputs), 0))
-        uneven = pc.not_equal(counts[-1], pc.fill_null(pc.list_value_length(outputs), 0))
-        if pc.any(uneven).as_py() or pc.list_flatten(outputs).null_count:
-            raise ValueError(
-                f"a test of {column} has no output: see {batch['name'].filter(uneven).to_pylist()}"
-            )
-    return pc.and_(pc.greater(counts[0], 0), pc.greater(pc.add(counts[1], counts[2]), 0))
+def _read(rows: datasets.Dataset, source: str) -> Iterator[tuple[str, str, Problem | None]]:
+    """For each row: its problem's name, why it is left out, and the problem. An empty line has no name."""
+    for number, row in enumerate(rows, 1):
+        if row.get("text", "-").strip():
+            problem, files = _problem(row, f"{source}, {'line' if 'text' in row else 'row'} {number},")
+            tested = problem.public_tests and problem.private_tests
+            yield problem.name, FILES if files else "" if tested else NO_TESTS, problem
+        else:
+            yield "", "", None
+
+
+def _left_out(rows: datasets.Dataset) -> list[str]:
+    """Why each row of CodeContests is left out, empty if it is not; without reading the texts of tests."""
+    reasons = []
+    for batch in rows.data.to_batches():
+        counts = []
+        for column in TEST_COLUMNS:
+            inputs, outputs = (pc.struct_field(batch[column], side) for side in ("input", "output"))
+            counts.append(pc.fill_null(pc.list_value_length(inputs), 0))
+            uneven = pc.not_equal(counts[-1], pc.fill_null(pc.list_value_length(outputs), 0))
+            if pc.any(uneven).as_py() or pc.list_flatten(outputs).null_count:
+                names = batch["name"].filter(uneven).to_pylist()
+                raise ValueError(f"a test of {column} has no output: see {names}")
+        tested = pc.and_(pc.greater(counts[0], 0), pc.greater(pc.add(counts[1], counts[2]), 0))
+        for number, has in enumerate(tested.to_pylist()):
+            files = [batch[name][number].as_py() for name in FILE_COLUMNS if name in rows.column_names]
+            reasons.append(FILES if any(files) else "" if has else NO_TESTS)
+    return reasons
 
 
 # ---- files and the hub become tables -----------------------------------------------------------------------
 
 
-def _open_parquet(files: Sequence[Path]) -> tuple[datasets.Dataset, int]:
-    """The rows of parquet files, CodeContests' without tests left out, and how many rows the files have.
+def _open_parquet(files: Sequence[Path]) -> datasets.Dataset:
+    """The rows of parquet files.
 
     They are copied into the cache once, in batches of eight rows: so the columns of a row are close together.
     Datasets' own copy takes 1.8 GB of memory for 13,000 problems, and spreads a row over the file.
     """
     tables = [pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) for file in files]
-    schema, stamp = tables[0].schema_arrow, [(file.resolve(), file.stat().st_mtime_ns) for file in files]
-    name = f"rlef-{hashlib.sha256(repr(stamp).encode()).hexdigest()}"
+    stamp = [(file.resolve(), file.stat().st_mtime_ns) for file in files]
+    name = f"rlef-rows-{hashlib.sha256(repr(stamp).encode()).hexdigest()}"
     copy = Path(datasets.config.HF_DATASETS_CACHE, name)
     copy.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{copy}.lock"):  # one rank copies, the others wait
         if not copy.exists():
             partial = copy.with_suffix(".partial")
-            with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            with (
+                pa.OSFile(str(partial), "wb") as sink,
+                pa.ipc.new_stream(sink, tables[0].schema_arrow) as writer,
+            ):
                 for batch in itertools.chain(*(table.iter_batches(200) for table in tables)):
-                    kept = batch.filter(_have_tests(batch)) if "generated_tests" in schema.names else batch
-                    for start in range(0, len(kept), 8):
-                        writer.write_batch(kept.slice(start, 8))
+                    for start in range(0, len(batch), 8):
+                        writer.write_batch(batch.slice(start, 8))
             partial.replace(copy)
-    return datasets.Dataset.from_file(str(copy)), sum(table.metadata.num_rows for table in tables)
+    return datasets.Dataset.from_file(str(copy))
 
 
 def _files(source: str, split: str) -> list[Path]:
@@ -220,75 +179,132 @@ def _files(source: str, split: str) -> list[Path]:
     return files
 
 
-def _rows(source: str, split: str) -> tuple[datasets.Dataset, int]:
-    """The stored rows, and how many there were before CodeContests' rows without tests were left out."""
+def _rows(source: str, split: str) -> datasets.Dataset:
+    """The stored rows, as the hub or the files have them."""
     try:
         if source in HUB:
             repository, only_split = HUB[source]
-            rows = datasets.load_dataset(repository, split=only_split or split)
-            total = len(rows)
-            if source == "code_contests":
-                masks = (_have_tests(batch).to_pylist() for batch in rows.with_format("arrow").iter(1000))
-                rows = rows.select([place for place, has in enumerate(itertools.chain(*masks)) if has])
-            return rows, total
+            return datasets.load_dataset(repository, split=only_split or split)
         files = _files(source, split)
         if files[0].suffix == ".parquet":
             return _open_parquet(files)
         if not any(file.stat().st_size for file in files):
             raise ValueError(f"{source} is empty")
         # As text, not as JSON: a column of evalplus's own files has another type in every row.
-        rows = datasets.load_dataset("text", data_files=list(map(str, files)), split="train")
-        return rows, len(rows)
+        return datasets.load_dataset("text", data_files=list(map(str, files)), split="train")
     except (pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
         raise ValueError(f"{source} cannot be read: {error.__cause__ or error}") from error
 
 
-def load_problems(source: str, split: str) -> Sequence[Problem]:
+def _usable(rows: datasets.Dataset, source: str) -> tuple[Sequence[Problem], list[str]]:
+    """The problems of the rows that can be used, and their names; the others are printed."""
+    kept, made, names, left_out = [], [], [], {FILES: [], NO_TESTS: []}
+    if "generated_tests" in rows.column_names:  # CodeContests: its problems are made when they are asked for
+        small, found = False, zip(rows["name"], _left_out(rows), itertools.repeat(None))
+    else:
+        small, found = rows.data.nbytes < SMALL, _read(rows, source)
+    for number, (name, reason, problem) in enumerate(found):
+        if reason:
+            left_out[reason].append(name)
+        elif name:
+            kept.append(number)
+            names.append(name)
+            made += [problem] if small else []
+    total = len(kept) + sum(map(len, left_out.values()))
+    for reason, unused in left_out.items():
+        if unused:
+            shown = ", ".join(unused[:5]) + " and others" * (len(unused) > 5)
+            print(f"{source}: {shown} left out: {len(unused)} of {total} problems {reason}")
+    if not kept:
+        raise ValueError(f"{source} has no problem with public and private tests")
+    problems = made if small else Problems(rows.select(kept))
+    assert problems[0]
+    return problems, names
+
+
+def one_for_all_splits(source: str) -> bool:
+    """Whether a problem set has no splits of its own: a file, HumanEval+, MBPP+."""
+    return bool(HUB.get(source, ("", ""))[1]) or Path(source).is_file()
+
+
+def _part(name: str, holdout: float) -> str:
+    """The split of a problem of a set without splits: of the share `holdout`, half is valid and half test."""
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+    return "train" if place >= holdout else "valid" if place >= holdout / 2 else "test"
+
+
+def load_problems(source: str, split: str, holdout: float = 0.0) -> Sequence[Problem]:
     """The problems of a split ("train", "valid" or "test").
 
     Args:
         source: "toy"; "code_contests", "humaneval_plus" or "mbpp_plus" from the hub; a .jsonl, .jsonl.gz or
             .parquet file, which is used for every split; or a folder with files named by split.
-    As in the paper, problems without public or without private tests are left out; their number is printed.
+        holdout: the share of the problems of a file that is in no train split; 0: all are in every split.
+    As in the paper, problems without public or without private tests are left out; they are printed.
     Raises: FileNotFoundError; ValueError for an unknown split, a row that cannot be read, or if no problem is
     left. Each message is one sentence.
     """
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}, only {', '.join(SPLITS)}")
+    if holdout and not (0 < holdout < 1 and one_for_all_splits(source)):
+        raise ValueError(f"holdout {holdout} must be between 0 and 1, and {source} a set without splits")
     if source == "toy":
         return toy.problems(split)
-    rows, total = _rows(source, split)
-    if "generated_tests" in rows.column_names:  # rows without tests are already left out
-        problems: Sequence[Problem] = Problems(rows)
-        assert not len(rows) or problems[0]
-    else:
-        kept, made, small = [], [], rows.data.nbytes < SMALL
-        for number, row in enumerate(rows):
-            if not row.get("text", "-").strip():
-                total -= 1  # an empty line
-                continue
-            problem = _problem(row, f"{source}, {'line' if 'text' in row else 'row'} {number + 1},")
-            if problem.public_tests and problem.private_tests:
-                kept.append(number)
-                made += [problem] if small else []
-        problems = made if small else Problems(rows.select(kept))
-    if len(problems) < total:
-        print(f"{source}: {total - len(problems)} of {total} problems have no public or no private tests")
-    if not problems:
-        raise ValueError(f"{source} has no problem with public and private tests")
+    problems, names = _usable(_rows(source, split), source)
     if isinstance(problems, list):
-        name, count = Counter(problem.name for problem in problems).most_common(1)[0]
+        name, count = Counter(names).most_common(1)[0]
         if count > 1:
             raise ValueError(f"{source} has {count} problems of one name, {name}")
+    if holdout:
+        problems = select(problems, [i for i, name in enumerate(names) if _part(name, holdout) == split])
+        if not problems:
+            raise ValueError(
+                f"holdout {holdout} of the {len(names)} problems in {source} leaves none for {split}"
+            )
     return problems
+
+
+def check(problems: Sequence[Problem], most: int) -> None:
+    """Run `most` right and wrong solutions of each problem, and print which are not what they should be."""
+    solved, failing, passing, slowest = set(), set(), set(), (0.0, "no test")
+    with Sandbox() as sandbox:
+        for start in range(0, len(problems), 32):
+            runs = [
+                (problem, right, number, code)
+                for problem in problems[start : start + 32]
+                for right, codes in ((True, problem.correct_solutions), (False, problem.incorrect_solutions))
+                for number, code in enumerate(codes[:most], 1)
+            ]
+            jobs = [make_job(p, code, p.public_tests + p.private_tests, True) for p, _, _, code in runs]
+            for (problem, right, number, _), results in zip(runs, sandbox.run(jobs), strict=True):
+                verdict, name = results[-1].verdict, problem.name
+                slowest = max(slowest, *((result.seconds, name) for result in results))
+                if right:
+                    solved.add(name)
+                if right and verdict != Verdict.PASSED:
+                    failing.add(name)
+                    print(f"{name}: its solution {number} fails test {len(results)}: {verdict}")
+                elif not right and verdict == Verdict.PASSED:
+                    passing.add(name)
+                    print(f"{name}: its wrong solution {number} passes all tests")
+    passed_wrongly, without = len(passing), len(problems) - len(solved)
+    print(
+        f"{len(problems)} problems: {len(failing)} fail an own solution, {passed_wrongly} are passed by a wrong "
+        f"one, {without} have none; the slowest test took {slowest[0]:.2f} s ({slowest[1]})"
+    )
 
 
 if __name__ == "__main__":
     with friendly_errors(Path(sys.argv[0]).name):
         parser = argparse.ArgumentParser(description="Print the size of a problem set and one first message.")
-        parser.add_argument("source", nargs="?", default="toy", help="a problem set, file or folder (toy)")
-        parser.add_argument("split", nargs="?", default="test", help="train, valid or test (test)")
+        add = parser.add_argument
+        add("source", nargs="?", default="toy", help="a problem set, file or folder (toy)")
+        add("split", nargs="?", default="test", help="train, valid or test (test)")
+        add("--check", type=int, nargs="?", const=10, metavar="N", help="run N solutions a problem (10)")
         arguments = parser.parse_args()
         loaded = load_problems(arguments.source, arguments.split)
+        if arguments.check:
+            check(loaded, arguments.check)
+            sys.exit()
         count = sum(len(problem.public_tests) + len(problem.private_tests) for problem in loaded)
         print(f"{len(loaded)} problems, {count} tests\n\n{first_message(loaded[0])}")

@@ -26,12 +26,14 @@ Run alone: `python toy.py [DIRECTORY]` builds the model and prints a dialog of t
 import contextlib
 import functools
 import io
+import json
 import linecache
 import random
 import shutil
 import sys
 import zlib
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -127,26 +129,42 @@ FAMILIES = (
 @functools.cache
 def _output(program: str, text: str) -> str:
     """What a program of this module prints. A model's programs run in the sandbox, never here."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(program, "solution.py", "exec"), {"input": lambda: text})
+    printed, stdin = io.StringIO(), sys.stdin
+    sys.stdin = io.StringIO(text)
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(compile(program, "solution.py", "exec"), {})
+    finally:
+        sys.stdin = stdin
     return printed.getvalue()
 
 
 @functools.cache
 def inputs(family: Family, split: str) -> list[str]:
-    """The family's inputs in this split: the outputs of all its programs differ on each of them."""
+    """The family's inputs in this split: the outputs of all its programs differ on each of them.
+
+    Raises: ValueError, one sentence, if the family has too few such inputs.
+    """
     draw = random.Random(f"{family.statement} {split}")
-    found: dict[str, None] = {}
-    while len(found) < (300 if split == "train" else 40):
+    found, seen, size, programs = [], set(), 300 if split == "train" else 40, family.programs()
+    alike = set(combinations(programs, 2))  # programs that no input has told apart
+    for _ in range(10_000):
         text = family.separator.join("".join(map(draw.choice, word)) for word in family.words)
-        if text in found or SPLIT_OF_INPUT[zlib.crc32(text.encode()) % 10] != split:
+        if text in seen or SPLIT_OF_INPUT[zlib.crc32(text.encode()) % 10] != split:
             continue
-        programs = family.programs()
-        outputs = {" ".join(_output(program, text).lower().split()) for program in programs}  # as the judge
-        if len(outputs) == len(programs):
-            found[text] = None
-    return list(found)
+        seen.add(text)
+        outputs = {p: " ".join(_output(p, text).lower().split()) for p in programs}  # as judged
+        alike = {(one, other) for one, other in alike if outputs[one] == outputs[other]}
+        if len(set(outputs.values())) == len(programs):
+            found.append(text)
+        if len(found) == size:
+            return found
+    message = f"the toy family {family.statement!r} has {len(found)} inputs for {split}, but needs {size}"
+    if seen and alike:
+        raise ValueError(
+            f"{message}: no input tells apart the programs {' and '.join(map(repr, min(alike)))}"
+        )
+    raise ValueError(f"{message} on which all its programs differ: give its words more characters")
 
 
 def group_of(family: Family, program: int) -> str:
@@ -318,11 +336,19 @@ def _warm_start(model: LlamaForCausalLM, tokenizer, draw: random.Random, lessons
 
 
 def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600, 80)) -> Path:
-    """The Hugging Face directory of the warm-started model, built if missing; `lessons` are in steps."""
-    if (directory / "config.json").exists():
-        return directory
-    check_replaceable(directory)
+    """The Hugging Face directory of the warm-started model; `lessons` are in steps.
+
+    It is built if it is missing, or if it was taught other families, tokens or words of the prompts.
+    """
     tokenizer = build_tokenizer()
+    words = [value for name, value in vars(data).items() if name.isupper()]
+    taught = [CHAT_TEMPLATE, tokenizer.backend_tokenizer.to_str(), FAMILIES, SPLIT_OF_INPUT, words]
+    checksum = zlib.crc32(repr(taught).encode())
+    if (directory / "config.json").exists():
+        if json.loads((directory / "config.json").read_text()).get("toy_checksum") == checksum:
+            return directory
+        print(f"{directory} was taught other families, tokens or prompts: it is built anew", file=sys.stderr)
+    check_replaceable(directory)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -338,6 +364,7 @@ def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
+        toy_checksum=checksum,
     )
     model = LlamaForCausalLM(config)
     _warm_start(model, tokenizer, random.Random(seed), lessons)

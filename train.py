@@ -40,7 +40,7 @@ from checkpoints import RunDirectory, export, read_prefetched, restore_checkpoin
 from config import Config, parse_config
 from data import Problem
 from distributed import as_forward, gather, load_model, rank, ranks
-from episodes import EpisodeSource, Sampler, load_split, sample_for_learners
+from episodes import EpisodeSource, Sampler, load_splits, sample_for_learners
 from evaluate import before_and_after, dialog_statistics, record, summarise
 from rollout import Episode, show
 from sampling import check_architecture, check_logits
@@ -320,8 +320,7 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
             distributed.barrier()
         check_architecture(distributed.load_config(config.model, config.gguf_file), config.context)
         tokenizer = distributed.load_tokenizer(config.model, config.chat_template, config.gguf_file)
-        splits = (config.train_split, config.valid_split, config.test_split)
-        training, valid, test = (load_split(config, name, tokenizer) for name in splits)
+        training, valid, test = load_splits(config, tokenizer)
         if test and len(test) < 2:
             raise ValueError(
                 "the table before and after needs two test problems, for random feedback comes from another"

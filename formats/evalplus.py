@@ -7,18 +7,15 @@ canonical solution returns (evalplus's own files, with `base_input` and `plus_in
 canonical solution runs in the judge's process. No code of a row runs in this process, and the long lists of a
 row are cut as text, because parsing them would take seconds.
 
-Run alone: `python -m formats.evalplus FILE` prints the base tests of the first row of a .jsonl.gz file.
+Run alone: `python data.py FILE` prints the first message of a file of such rows.
 """
 
 import ast
 import contextlib
-import gzip
-import json
 import re
-import sys
 
 from data import MBPP_STATEMENT, Problem
-from distributed import friendly_errors
+from formats.values import assert_tests
 from sandbox import AssertTest
 
 # The judge has only the standard library: importing numpy would take longer than a test. This replacement has
@@ -203,6 +200,7 @@ def read_row(row: dict) -> Problem:
         tests[next(iter(values.values()))] = code
     if not tests:  # code of another form is one test
         tests[""] = row["test"] + ("" if asserts else "\ncheck(candidate)")
+    assert_tests([*row.get("test_list", []), next(iter(tests.values()))], name, "test", helpers)
     public = _base_tests(row, name, asserts, tests)
     prompt = row["prompt"]
     if asserts and "test_list" not in row:  # evalplus's own MBPP+ prompts are string literals with an assert
@@ -219,11 +217,3 @@ def read_row(row: dict) -> Problem:
         signature=ast.unparse(defined[name]),
         setup="\n".join([JUDGE_HELPERS, *row.get("test_imports", []), helpers]),
     )
-
-
-if __name__ == "__main__":
-    with friendly_errors("formats.evalplus"):
-        if len(sys.argv) < 2:
-            raise ValueError("give a .jsonl.gz file of evalplus")
-        with gzip.open(sys.argv[1], "rt") as file:
-            print(*(test.code for test in read_row(json.loads(next(file))).public_tests), sep="\n")

@@ -1,9 +1,11 @@
 """The offline world: its splits have nothing in common, and every public test tells all programs apart."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
+import data
 import toy
 from sandbox import IoTest, Job, Verdict, outputs_match
 
@@ -93,3 +95,36 @@ def test_io_tests_end_with_a_newline():
         for p in toy.problems("valid")
         for t in p.public_tests
     )
+
+
+def test_programs_that_call_input_several_times_get_their_lines():
+    program = "a = input()\nb = int(input('?'))\nprint(a, b)\n"
+    assert toy._output(program, "x\n7") == "?x 7\n"
+    assert toy._output("import sys\nprint(sys.stdin.read().split())", "x\n7") == "['x', '7']\n"
+    with pytest.raises(EOFError):
+        toy._output(program, "x")
+
+
+def test_a_family_that_cannot_be_told_apart_or_is_too_small_is_named():
+    lines = replace(toy.FAMILIES[2], statement="lines", rules=("t = s + input()", "t = input() + s"))
+    lines = replace(lines, separator="\n", words=(("abcdefghij",) * 2, ("klmnopqrst",) * 2))
+    assert len(toy.inputs(lines, "train")) == 300
+    twins = replace(lines, statement="twins", rules=(*lines.rules, "t = s + input() + ''"))
+    with pytest.raises(ValueError, match=r"family 'twins' has 0 inputs for valid, .* \+ input\(\)\\n.* and "):
+        toy.inputs(twins, "valid")
+    few = replace(lines, statement="few", words=(("ab",), ("cd",)))
+    with pytest.raises(
+        ValueError, match="family 'few' has [0-4] inputs for train, but needs 300 .* more char"
+    ):
+        toy.inputs(few, "train")
+
+
+@pytest.mark.parametrize("changed", ["FAMILIES", "CHAT_TEMPLATE", "CLOSING"])
+def test_the_base_is_built_anew_when_what_it_was_taught_has_changed(tmp_path, monkeypatch, capsys, changed):
+    directory = toy.ensure_base(tmp_path / "base", lessons=(1, 0))
+    value = {"FAMILIES": toy.FAMILIES[:2], "CHAT_TEMPLATE": toy.CHAT_TEMPLATE + "\n", "CLOSING": "Again.\n"}
+    monkeypatch.setattr(data if changed == "CLOSING" else toy, changed, value[changed])
+    toy.ensure_base(directory, lessons=(1, 0))
+    assert "was taught other families, tokens or prompts: it is built anew" in capsys.readouterr().err
+    toy.ensure_base(directory)  # would take a minute
+    assert "anew" not in capsys.readouterr().err

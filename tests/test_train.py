@@ -209,7 +209,9 @@ def test_problems_with_prompts_that_do_not_fit_are_left_out_and_counted(
     tmp_path, monkeypatch, tokenizer, capsys
 ):
     long = [replace(p, name=f"long {p.name}", statement="x" * 5000) for p in toy.problems("train")[:2]]
-    monkeypatch.setattr("episodes.load_problems", lambda source, name: [*long, *toy.problems(name)[:6]])
+    monkeypatch.setattr(
+        "episodes.load_problems", lambda source, name, holdout: [*long, *toy.problems(name)[:6]]
+    )
     small_run(tmp_path, monkeypatch, tokenizer, valid_split="", test_split="")
     assert "left out: 2 of 6 train problems have a longer prompt than context" in capsys.readouterr().err
     assert "long" not in (tmp_path / "run" / "dialogs.txt").read_text()

@@ -1,0 +1,83 @@
+"""Rows of your own files, and of CodeContests.
+
+A file of your own is JSON (one object per line) or parquet. Each row is a problem. It must have the columns
+    name, description
+    public_tests, private_tests
+        [{"input": "1 2\\n", "output": "3\\n"}, ...], or with entry_point ["assert f(1, 2) == 3", ...]
+and may have
+    generated_tests                    more private tests
+    solutions, incorrect_solutions     lists of programs
+    time_limit, memory_limit_bytes     limits of a test, in seconds and bytes; 0: not stated
+    difficulty or cf_rating            results are also reported for each of their values
+    entry_point                        for asserts: the function's name
+    signature                          for asserts: the function as the prompt writes it, "def f(a, b):"
+    preamble, setup                    for asserts: code before each response, and code for the judge
+CodeContests writes tests as {"input": [...], "output": [...]}, solutions as {"language": [...], "solution":
+[...]} and time_limit as {"seconds": 2, "nanos": 0}; these forms are read too.
+
+Problems of CodeContests that read or write files, by `input_file` or `output_file`, are left out by
+`sources.load_problems`, because the sandbox gives a program standard input only.
+"""
+
+from data import Problem
+from formats.values import assert_tests, limits, number, text, texts
+from sandbox import AssertTest, IoTest
+
+PYTHON3 = 3  # CodeContests' number of the language
+
+
+def _tests(row: dict, column: str) -> tuple[IoTest | AssertTest, ...]:
+    tests = row.get(column) or []
+    if row.get("entry_point"):
+        return assert_tests(texts(tests, column), row["entry_point"], column, text(row, "setup"))
+    match tests:
+        case {"input": [*inputs], "output": [*outputs]}:
+            pass
+        case [*rounds] if all(isinstance(test, dict) for test in rounds):
+            inputs, outputs = ([test.get(side) for test in rounds] for side in ("input", "output"))
+        case _:
+            raise ValueError(
+                f'{column} is {tests!r:.60}, but must be a list such as [{{"input": "1 2", "output": "3"}}], '
+                "not a text with JSON; tests that are asserts need the column entry_point"
+            )
+    if len(inputs) != len(outputs) or not all(isinstance(side, str) for side in (*inputs, *outputs)):
+        raise ValueError(f"a test of {column} has no output, or no input, or one that is no text")
+    return tuple(map(IoTest, inputs, outputs))
+
+
+def _solutions(row: dict, column: str) -> tuple[str, ...]:
+    solutions = row.get(column) or []
+    if isinstance(solutions, dict):
+        pairs = zip(solutions["language"], solutions["solution"], strict=True)
+        solutions = [program for language, program in pairs if language == PYTHON3]
+    return texts(solutions, column)
+
+
+def read_row(row: dict) -> Problem:
+    """The problem of a row of CodeContests or of a file of your own. Raises: ValueError, one sentence."""
+    for column in ("name", "description"):
+        if not isinstance(row[column], str) or not row["name"]:
+            raise ValueError(f"{column} is no text, or empty: {row[column]!r:.60}")
+    about = {name: text(row, name) for name in ("preamble", "entry_point", "signature", "setup")}
+    name, correct = about["entry_point"], _solutions(row, "solutions")
+    defining = [about["signature"]] if about["signature"] else [about["preamble"] + code for code in correct]
+    if name and (not name.isidentifier() or defining and not any(name in code for code in defining)):
+        raise ValueError(f"entry_point {name!r} is not in its signature and solutions: is it misspelt?")
+    group = f"difficulty {row['difficulty']}" if row.get("difficulty") is not None else ""
+    if rating := int(number(row, "cf_rating")):  # on Codeforces; 0 if unknown
+        group = f"rating {rating // 400 * 400} to {rating // 400 * 400 + 399}"
+    if isinstance(limit := row.get("time_limit"), dict):
+        seconds = number(limit, "seconds") + number(limit, "nanos") / 1e9
+    else:
+        seconds = number(row, "time_limit")
+    return Problem(
+        name=row["name"],
+        statement=row["description"],
+        public_tests=_tests(row, "public_tests"),
+        private_tests=_tests(row, "private_tests") + _tests(row, "generated_tests"),
+        limits=limits(seconds, number(row, "memory_limit_bytes")),
+        correct_solutions=correct,
+        incorrect_solutions=_solutions(row, "incorrect_solutions"),
+        group=group,
+        **about,
+    )

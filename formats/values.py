@@ -1,0 +1,113 @@
+"""What the columns of a row may hold. A wrong value is refused when the row is read, with column and remedy.
+
+Otherwise a limit that is a text, or a test that compares nothing, would give every program the same verdict.
+"""
+
+import ast
+import json
+import math
+from collections.abc import Sequence
+
+from sandbox import AssertTest, Limits
+
+
+def text(row: dict, column: str) -> str:
+    """The text of a column; empty if there is none."""
+    value = row.get(column)
+    if not isinstance(value, str | None):
+        raise ValueError(f"{column} is no text, but {value!r:.60}")
+    return value or ""
+
+
+def number(row: dict, column: str) -> float:
+    """The number in a column; 0 if there is none."""
+    value = row.get(column) or 0
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{column} is {value!r:.60}, but must be a number: write it without quotes or unit")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{column} is {value}, but must be a finite number and not negative")
+    return value
+
+
+def limits(seconds: float, memory_bytes: float) -> Limits:
+    """The limits that a row states; 0 is not stated."""
+    if seconds > 100:
+        raise ValueError(f"time_limit is {seconds} seconds: if they are milliseconds, write {seconds / 1000}")
+    if 0 < memory_bytes < 1 << 20:
+        raise ValueError(f"memory_limit_bytes is {memory_bytes}, but must be in bytes, at least {1 << 20}")
+    return Limits(seconds or Limits.seconds, int(memory_bytes) or Limits.memory_bytes)
+
+
+def texts(values: object, column: str) -> tuple[str, ...]:
+    """A list of texts."""
+    if isinstance(values, str):
+        raise ValueError(f"{column} is a text, but must be a list of texts: write the list itself")
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{column} must be a list of texts, but something in it is no text")
+    return tuple(values)
+
+
+def from_json(row: dict, column: str, kind: type) -> object:
+    """What the JSON text in a column says, which must be of this type; an empty text is an empty object."""
+    stored = text(row, column)
+    try:
+        value = json.loads(stored, object_hook=_integer_keys) if stored else kind()
+    except ValueError as error:
+        raise ValueError(f"{column} must be JSON in a text: {error}") from error
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{column} must be {'an object' if kind is dict else 'a list'} in JSON, not {stored:.60}"
+        )
+    return value
+
+
+def _integer_keys(made: dict) -> dict:
+    """JSON's keys are texts: keys that are all integers were integers."""
+    try:
+        return {int(key): value for key, value in made.items()}
+    except ValueError:
+        return made
+
+
+def assert_tests(
+    codes: Sequence[str], entry_point: str, column: str, helpers: str = ""
+) -> tuple[AssertTest, ...]:
+    """Tests that call a function. Raises: ValueError for one that passes every program."""
+    for code in codes:
+        try:
+            compares = _compares(code, entry_point, helpers)
+        except SyntaxError as error:
+            raise ValueError(f"a test of {column} is no Python: {error}") from error
+        if not compares:
+            raise ValueError(
+                f"a test of {column} compares no answer of the function {entry_point}, so that every program "
+                f"passes: write assert {entry_point}(...) == ... instead of {code!r:.80}"
+            )
+    return tuple(map(AssertTest, codes))
+
+
+def _compares(code: str, entry_point: str, helpers: str) -> bool:
+    """Whether a test names the function and executes an assert that can fail."""
+    body, found, named = ast.parse(code).body, False, set()
+    functions = [node for node in ast.parse(helpers).body + body if isinstance(node, ast.FunctionDef)]
+    defined, executed = {node.name: node.body for node in functions}, list(body)
+    while executed:
+        node = executed.pop()
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() | ast.Lambda():
+                continue  # its body is executed only where its name is used
+            case ast.Name(name):
+                named.add(name)
+                executed += defined.pop(name, [])
+            case ast.Assert(ast.Constant(value)):
+                found = found or not value
+            case ast.Assert(ast.Tuple() | ast.List() | ast.Set() | ast.Dict() | ast.JoinedStr()):
+                pass  # true, whatever is in it
+            case ast.Assert(ast.Name(name)) if name in (entry_point, "candidate"):
+                pass  # a function is true
+            case ast.Assert(test):
+                found = found or any(isinstance(inner, ast.Name) for inner in ast.walk(test))
+            case ast.Raise() | ast.Attribute(attr="assertEqual" | "assertTrue" | "assert_allclose"):
+                found = True
+        executed += ast.iter_child_nodes(node)
+    return found and not named.isdisjoint({entry_point, "candidate"})
