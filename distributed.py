@@ -46,9 +46,10 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
+OFFLINE = {"local_files_only": True, "trust_remote_code": False}  # a model's own code is never run
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 # Long, because ranks wait for each other's rollouts; `process_group` notices a failed rank at once.
 TIMEOUT = timedelta(hours=4)
@@ -245,7 +246,7 @@ def load_tokenizer(model: str, chat_template: str = "", gguf_file: str = ""):
     directory = find_model(model, gguf_file)
     try:
         gguf = {"gguf_file": gguf_file} if gguf_file else {}
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, **gguf)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **OFFLINE, **gguf)
     except Exception as error:  # transformers raises what its parsers raise
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{model} has no tokenizer that transformers can read: {reason}") from error
@@ -277,7 +278,7 @@ def load_model(
     Raises: ValueError, one sentence, if the model cannot be loaded.
     """
     directory = find_model(model, gguf_file)
-    loaded = {"local_files_only": True} | ({"gguf_file": gguf_file} if gguf_file else {})
+    loaded = OFFLINE | ({"gguf_file": gguf_file} if gguf_file else {})
     try:
         config = AutoConfig.from_pretrained(directory, **loaded)
         # Dropout off, wherever the architecture keeps it: with it on, the ratio would not start at 1.
@@ -289,13 +290,15 @@ def load_model(
                 language_model = AutoModelForCausalLM.from_config(
                     config, dtype=getattr(torch, state_dtype or dtype), attn_implementation=attention
                 )
+            if (directory / "generation_config.json").exists():
+                language_model.generation_config = GenerationConfig.from_pretrained(directory)
         else:
             if gguf_file:
                 loaded |= _dequantised()
             language_model = AutoModelForCausalLM.from_pretrained(
                 directory, config=config, dtype=dtype, attn_implementation=attention, **loaded
             )
-    except (ImportError, OSError, SafetensorError) as error:
+    except (ImportError, OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"{model} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
     if gradient_checkpointing:
         # transformers 5.24 renames the method.

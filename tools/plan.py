@@ -30,7 +30,7 @@ SHAPES = {
 def model_shape(model: str) -> PretrainedConfig:
     """The architecture of a model; for the models of the presets without the hub."""
     if model not in SHAPES or Path(model).is_dir():
-        return AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
     names = "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"
     return LlamaConfig(**LLAMA, **dict(zip(names, SHAPES[model], strict=True)))
 
