@@ -2,83 +2,144 @@
 
 Tokens in, tokens out: a dialog's ids are only ever appended to. The template is therefore rendered in parts:
 `prompt_ids` up to where the first response begins, `observation_ids` from the end of a response to where the
-next one begins. What the model sampled stands between these parts as it was sampled.
+next one begins. What the model sampled stands between these parts as it was sampled, thoughts included, while
+most templates drop the thoughts of earlier turns: docs/templates.md says what follows from that.
 
-A text that a user message quotes cannot end the user's turn: special tokens in it are broken up. Templates
-that print today's date get a fixed one, or the same seed would give other dialogs tomorrow.
+`Chat` reads from a template what a dialog needs: which tokens end a response, what stands between this end
+and the next user message, how thoughts are marked. It refuses a template that it cannot work with. A text
+that a user message quotes cannot end the user's turn: tokens that structure a dialog are broken up in it.
+Templates that print today's date get a fixed one, or the same seed would give other dialogs tomorrow.
 """
 
+import ast
+import builtins
 import json
 import re
+import sys
 import warnings
 from collections.abc import Sequence
+from datetime import date
+from itertools import product
 from pathlib import Path
 
-FENCE = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)```", re.DOTALL | re.MULTILINE)  # language, content
-SENTINEL = "@response@"  # stands for a response when the chat template is rendered; never tokenized
-DATE = "26 Jul 2024"  # today, for templates that print the date
+MESSAGE, ANSWER = "@message@", "@response@"  # stand for texts where the template is read; never sampled
+DAY = date(2024, 7, 26)  # today, for templates that print the date
+TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
+CHANNEL, CONTENT = "<|channel|>", "<|message|>"  # OpenAI's harmony: thoughts and the answer are channels
+MARKS = {mark for pair in (*THOUGHTS, (CHANNEL, CONTENT)) for mark in pair}
+PYTHON = ("python", "py", "python3")
+INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass)  # statements that do nothing by themselves
+FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,})([^`]*)")  # a line: text before it, fence, language
+QUOTE = re.compile(r"^(?: {0,3}>)+ ?")
+ITEM = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*")  # indentation and the beginning of a list's item
 
 
-def extract_code(text: str) -> str | None:
-    """The code of a response: its last fenced block of Python or, if there is none, of no language at all.
+class Chat:
+    """A tokenizer, and what dialogs need of its chat template. All functions below accept a tokenizer too.
 
-    None if there is no such block, or if it does not compile: a response without valid code. Blocks of other
-    languages are matched whole and ignored, or their closing fences would be taken for opening ones.
+    `template_options` is a JSON object that the template gets, such as '{"enable_thinking": false}'.
+    Raises: ValueError, one sentence, if template or options cannot be used.
     """
-    blocks = [(language.strip().lower(), content) for language, content in FENCE.findall(text)]
-    python = [content for language, content in blocks if language.startswith("py")]
-    code = (python or [content for language, content in blocks if not language] or [""])[-1]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            compile(code, "solution.py", "exec")
-    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
-        return None
-    return code if code.strip() else None
+
+    def __init__(self, tokenizer, template_options: str = "") -> None:
+        if tokenizer.chat_template is None:
+            raise ValueError("the model's tokenizer has no chat template: give one with --chat_template FILE")
+        model = tokenizer.name_or_path or "the tokenizer"
+        self.tokenizer, self.name = tokenizer, f"the chat template of {model}"
+        try:
+            self.options = {**json.loads(template_options or "{}")}
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"template_options is {template_options}, but must be a JSON object") from error
+        self.template = TODAY.sub(lambda call: repr(DAY.strftime(call[2])), tokenizer.get_chat_template())
+        if "strftime_now(" in self.template:
+            raise ValueError(f"{self.name} computes the format of today's date, which cannot be fixed then")
+        added = {i: (token.content, token.special) for i, token in tokenizer.added_tokens_decoder.items()}
+        self.dropped = {i for i, (text, special) in added.items() if special and text not in MARKS}
+        added = {i: text for i, (text, special) in added.items() if special or text in self.template}
+        self.structure = {i: text for i, text in added.items() if text.strip()}
+        prompt = self.render([{"role": "user", "content": MESSAGE}])
+        tail = self.behind_answer(MESSAGE)
+        if ANSWER in tail or MESSAGE not in tail or MESSAGE not in prompt:
+            raise ValueError(f"{self.name} drops or repeats a message of a dialog of user, assistant, user")
+        self.opened = [begin for begin, end in THOUGHTS if prompt.rfind(begin) > prompt.rfind(end)]
+        self.channels = CHANNEL in self.template
+        first = next(i for i in self.encode_behind(tail) if tokenizer.decode([i]).strip())
+        self.end = first if first in self.structure else None  # the template's end of the assistant's turn
+        mark = self.structure.get(first, "")
+        # Where the user's header ends the assistant's turn (GLM 4), it is needed after any other end.
+        self.opens_next = mark in prompt.partition(MESSAGE)[0] and mark not in prompt.partition(MESSAGE)[2]
+        file = Path(model, "generation_config.json")
+        listed = json.loads(file.read_text()).get("eos_token_id") if file.exists() else None
+        listed = listed if isinstance(listed, list) else [listed]
+        own = None if self.channels else self.end  # a channel ends before the response does
+        self.ends = {tokenizer.eos_token_id, own, *listed} - {None}
+        if not self.ends:
+            raise ValueError(f"{self.name} ends a turn with no token, and the tokenizer has no end token")
+
+    def render(self, messages: Sequence[dict]) -> str:
+        """The template's text of some messages, up to where the next response begins."""
+        broken_up = [dict(message) for message in messages]
+        for message, token in product(broken_up, self.structure.values()):
+            message["content"] = message["content"].replace(token, f"{token[0]} {token[1:]}")
+        fixed = {"tokenize": False, "add_generation_prompt": True, "chat_template": self.template}
+        options = {"date_string": DAY.strftime("%d %b %Y")} | self.options | fixed
+        try:
+            return self.tokenizer.apply_chat_template(broken_up, **options)
+        except Exception as error:  # whatever the template's own code raises
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{self.name} cannot render a dialog of user and assistant: {reason}") from error
+
+    def behind_answer(self, message: str) -> str:
+        """The template's text from the end of a response, if it writes it, to where the next one begins."""
+        contents = (("user", "?"), ("assistant", ANSWER), ("user", message))
+        return self.render([{"role": r, "content": text} for r, text in contents]).partition(ANSWER)[2]
+
+    def encode_behind(self, text: str) -> list[int]:
+        """The ids of a text within a dialog: some tokenizers put a blank before the first word of a text."""
+        parts = ("0", f"0{text}", text)
+        digit, both, alone = (self.tokenizer.encode(part, add_special_tokens=False) for part in parts)
+        return both[len(digit) :] if both[: len(digit)] == digit else alone
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of a sampled response: special tokens are left out, but for those that mark thoughts."""
+        return self.tokenizer.decode([i for i in ids if i not in self.ends and i not in self.dropped])
+
+    def final_answer(self, text: str) -> str:
+        """What stands behind the last thought in the text of a response; empty if the thoughts never end."""
+        if self.channels:
+            channel, _, answer = text.rpartition(CHANNEL)[2].partition(CONTENT)
+            return answer if channel.strip() == "final" else ""
+        for begin, end in THOUGHTS:
+            _, ended, text = text.rpartition(end)
+            if begin in text or (begin in self.opened and not ended):
+                return ""
+        return text
 
 
-def _special_tokens(tokenizer) -> dict[int, str]:
-    """Ids and texts of the tokens that structure a dialog; the tokenizer's named ones are only some."""
-    return {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+def as_chat(chat) -> Chat:
+    """The same Chat, or that of a plain tokenizer."""
+    return chat if isinstance(chat, Chat) else Chat(chat)
 
 
-def _render(tokenizer, messages: list[dict]) -> str:
-    """The template's text of some messages, up to where the next response begins."""
-    if tokenizer.chat_template is None:
-        raise ValueError("the model's tokenizer has no chat template: give one with --chat_template FILE")
-    escaped = []
-    for message in messages:
-        content = message["content"]
-        for token in _special_tokens(tokenizer).values():
-            content = content.replace(token, f"{token[0]} {token[1:]}")
-        escaped.append(message | {"content": content})
-    options = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE}
-    return tokenizer.apply_chat_template(escaped, **options)
-
-
-def prompt_ids(tokenizer, message: str, before: Sequence[dict] = ()) -> list[int]:
+def prompt_ids(chat, message: str, before: Sequence[dict] = ()) -> list[int]:
     """The ids of a user message and of the chat messages `before` it, up to where the response begins."""
-    text = _render(tokenizer, [*before, {"role": "user", "content": message}])
-    return tokenizer.encode(text, add_special_tokens=False)  # the template has written the first one already
+    chat = as_chat(chat)
+    text = chat.render([*before, {"role": "user", "content": message}])
+    return chat.tokenizer.encode(text, add_special_tokens=False)  # the template has written the first one
 
 
-def observation_ids(tokenizer, message: str) -> list[int]:
-    """The template's ids between two responses: end of turn, the user's message, the next header."""
-    dialog = [("user", "?"), ("assistant", SENTINEL), ("user", message)]
-    text = _render(tokenizer, [{"role": role, "content": content} for role, content in dialog])
-    return tokenizer.encode(text.split(SENTINEL, 1)[1], add_special_tokens=False)
+def observation_ids(chat, message: str, sampled_end: int | None = None) -> list[int]:
+    """The template's ids between two responses: its end (unless the model sampled one), message, header."""
+    chat = as_chat(chat)
+    ids = chat.encode_behind(chat.behind_answer(message))
+    ended = sampled_end == chat.end or (sampled_end is not None and not chat.opens_next)
+    return ids[ids.index(chat.end) + 1 :] if chat.end is not None and ended else ids
 
 
-def stop_ids(tokenizer) -> set[int]:
-    """Ids that end a response: the end token, and a special one with which the template ends a turn.
-
-    Raises: ValueError if there is neither.
-    """
-    template_end = observation_ids(tokenizer, "?")[0]
-    ends = {tokenizer.eos_token_id} | ({template_end} & _special_tokens(tokenizer).keys())
-    if ends == {None}:
-        raise ValueError("the tokenizer has no end token, and its chat template ends a turn with none")
-    return ends - {None}
+def stop_ids(chat) -> set[int]:
+    """Ids that end a response: the model's own, and the token with which the template ends a turn."""
+    return as_chat(chat).ends
 
 
 def read_examples(path: str) -> list[dict]:
@@ -88,3 +149,82 @@ def read_examples(path: str) -> list[dict]:
     if [message.get("role") for message in messages] != roles:
         raise ValueError(f"{path} must be a list of chat messages, user and assistant by turns")
     return messages
+
+
+# ---- code out of a response --------------------------------------------------------------------------------
+
+
+def extract_code(text: str) -> str | None:
+    """The program in a response; None if no block of code compiles.
+
+    Blocks are CommonMark's: three or more backticks or tildes, closed by a line of the same kind, at least as
+    long and indented by at most three more. As readers do, we also accept a fence behind text, a closing one
+    beside text, fences in triple-quoted strings, and a last block that is never closed, if its last line is
+    complete; each only where the code then compiles. Which block counts:
+
+    1. Those whose language is python, py or python3 (`{python}` too); without any, those with no language.
+    2. Of these, those that compile. A session with `>>>` is none of them.
+    3. Of these, the last one that is a program by itself: that does more than state values (a sample output)
+       and needs no name that only an earlier block binds (an example call, an excerpt). Else the last one.
+    """
+    blocks = _blocks(text)
+    python = [code for language, code in blocks if language in PYTHON]
+    chosen, last, bound = None, None, set()
+    for last in filter(None, python or [code for language, code in blocks if not language]):
+        nodes = list(ast.walk(ast.parse(last)))
+        needs, binds = _names(nodes)
+        acts = any(isinstance(n, (ast.stmt, ast.Call)) and not isinstance(n, INERT) for n in nodes)
+        chosen = last if acts and not needs & bound else chosen
+        bound |= binds
+    return chosen or last
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """The fenced blocks: the first word of the language, and the code, empty if it does not compile."""
+    blocks, lines, position = [], text.split("\n"), 0
+    while position < len(lines):
+        opening, position = FENCE.fullmatch(lines[position]), position + 1
+        before, fence, info = opening.groups() if opening else ("", "", "")
+        language = re.match(r"\W*([\w-]*)", info)[1].lower()
+        item = ITEM.fullmatch(QUOTE.sub("", before))  # None: the fence is behind text
+        if not fence or (not item and info.strip() and language not in PYTHON):
+            continue
+        indent = len(item[0]) if item else len(before) - len(before.lstrip())
+        body = [QUOTE.sub("", s) for s in lines[position:]] if QUOTE.match(before) else lines[position:]
+        body = [line[:indent].lstrip(" \t") + line[indent:] for line in body]
+        closing = re.compile(rf" {{0,3}}{fence[0]}{{{len(fence)},}}\s*")
+        ends = [n for n, line in enumerate(body) if closing.fullmatch(line)][:4]
+        readings = [("\n".join([*body[:n], ""]), n + 1) for n in ends]
+        code, closed, _ = "\n".join(body).partition(fence)
+        if closed or code.endswith("\n"):
+            readings.append((code, code.count("\n") + 1))
+        code, after = next((r for r in readings if _compiles(r[0])), ("", (ends or [len(body)])[0] + 1))
+        if code or item:
+            blocks.append((language, code))
+            position += after
+    return blocks
+
+
+def _compiles(code: str) -> bool:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(code, "solution.py", "exec")
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
+        return False
+    return bool(code.strip())
+
+
+def _names(nodes: Sequence[ast.AST]) -> tuple[set[str], set[str]]:
+    """The names that a program needs from elsewhere, and those that it binds other than by an import."""
+    used, bound, here, foreign = set(), set(), set(dir(builtins)), set()
+    for node in nodes:
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                used.add(name)
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.alias(name=name, asname=other):
+                here.add(other or name)
+            case ast.ImportFrom(module=module, names=names) if module not in sys.stdlib_module_names:
+                foreign |= {alias.name for alias in names}  # perhaps from the answer itself
+    return (used - bound - here) | foreign, bound

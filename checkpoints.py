@@ -284,7 +284,9 @@ def export(policy: PreTrainedModel, tokenizer, directory: Path, dtype: str) -> N
         state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items() if name in names}
         beside = directory.with_name(directory.name + ".partial")
         shutil.rmtree(beside, ignore_errors=True)
-        empty_copy(policy).to(getattr(torch, dtype)).save_pretrained(beside, state_dict=state)
+        model = empty_copy(policy).to(getattr(torch, dtype))
+        model.generation_config = policy.generation_config  # has all tokens that end a response
+        model.save_pretrained(beside, state_dict=state)
         tokenizer.save_pretrained(beside)
         replace_whole(directory, beside)
     barrier()

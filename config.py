@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from distributed import check_device
+from chat import Chat
+from distributed import check_device, load_tokenizer
 from rollout import RolloutSettings, check_feedback
 
 
@@ -41,6 +42,7 @@ class Config:
     limit_problems: int = option(0, "use only the first so many problems of each split; 0: all")
     output: str = option("runs/toy", "directory of the run")
     chat_template: str = option("", "file with a chat template, for base models that have none")
+    template_options: str = option("", "JSON object of options for the chat template")
     device: str = option("cuda" if torch.cuda.is_available() else "cpu", "device of all networks")
     dtype: str = option("float32", "number type of the computation")
     bf16_state: bool = option(False, "weights and optimiser state in --dtype too, instead of fp32")
@@ -102,6 +104,10 @@ class Config:
         """Arguments of `load_model` that all networks share."""
         names = ("model", "device", "dtype", "attention", "gguf_file", "cpu_offload")
         return {name: getattr(self, name) for name in names}
+
+    def chat(self) -> Chat:
+        """The model's tokenizer and chat template. Raises: ValueError if they cannot be used."""
+        return Chat(load_tokenizer(self.model, self.chat_template, self.gguf_file), self.template_options)
 
     @property
     def state_dtype(self) -> str:

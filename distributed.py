@@ -52,6 +52,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -323,6 +324,8 @@ def load_model(
             with torch.device("meta"):
                 dtype_of_state = getattr(torch, state_dtype or dtype)
                 language_model = AutoModelForCausalLM.from_config(config, dtype=dtype_of_state, **how)
+            if (directory / "generation_config.json").exists():
+                language_model.generation_config = GenerationConfig.from_pretrained(directory)
         else:
             if gguf_file:  # else transformers leaves the weights in their blocks, which cannot be trained
                 how |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}

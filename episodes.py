@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
+from chat import Chat
 from config import Config
 from data import Problem
 from distributed import as_forward, empty_copy, gather, rank, share, total
@@ -42,11 +43,11 @@ def draw_problems(problems: Sequence[Problem], iteration: int, config: Config) -
     return [problems[int(orders[p // len(problems)][p % len(problems)])] for p in positions]
 
 
-def load_split(config: Config, name: str, tokenizer) -> Sequence[Problem]:
+def load_split(config: Config, name: str, chat: Chat) -> Sequence[Problem]:
     """The problems of a split whose prompts leave room for a response; none if `name` is empty."""
     problems = load_problems(config.problems, name, config.holdout) if name else []
     problems = problems[: config.limit_problems] if config.limit_problems else problems
-    places = fitting(problems, tokenizer, config.sampling())
+    places = fitting(problems, chat, config.sampling())
     if len(places) == len(problems):
         return problems
     message = too_long(problems, places, f"{name} problems", config.sampling())
@@ -57,20 +58,20 @@ def load_split(config: Config, name: str, tokenizer) -> Sequence[Problem]:
     return select(problems, places)
 
 
-def load_splits(config: Config, tokenizer) -> list[Sequence[Problem]]:
+def load_splits(config: Config, chat: Chat) -> list[Sequence[Problem]]:
     """The problems of the splits train, valid and test."""
     names = (config.train_split, config.valid_split, config.test_split)
     if rank() == 0 and one_for_all_splits(config.problems) and not config.holdout and any(names[1:]):
         told = "is train, valid and test at once; --holdout 0.1 keeps a tenth of it for the last two"
         print(f"{config.problems} {told}")
-    return [load_split(config, name, tokenizer) for name in names]
+    return [load_split(config, name, chat) for name in names]
 
 
 class Sampler:
     """All that sampling needs but the policy; the ranks of a team share the work."""
 
-    def __init__(self, config: Config, tokenizer, sandbox: Sandbox, training: Sequence[Problem]) -> None:
-        self.config, self.tokenizer, self.sandbox, self.training = config, tokenizer, sandbox, training
+    def __init__(self, config: Config, chat: Chat, sandbox: Sandbox, training: Sequence[Problem]) -> None:
+        self.config, self.chat, self.sandbox, self.training = config, chat, sandbox, training
 
     def sample(
         self,
@@ -89,7 +90,7 @@ class Sampler:
         stream, progress = (seed, first_index + mine.start), rank() == 0
         with for_sampling(policy, config.device, config.dtype, config.gather_weights) as model:
             episodes = rollout(
-                model, self.tokenizer, problems[mine], self.sandbox, settings, *stream, progress, others
+                model, self.chat, problems[mine], self.sandbox, settings, *stream, progress, others
             )
         # Tests can be large, and every rank has them.
         everyone = gather([replace(episode, problem=None) for episode in episodes])

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from chat import read_examples
+from chat import Chat, read_examples
 from checkpoints import write_whole
 from data import first_message
 from distributed import check_device, friendly_errors, load_config, load_model, load_tokenizer
@@ -215,12 +215,13 @@ def read_run(directory: Path) -> tuple[dict, list[dict]]:
         raise ValueError(f"{directory} is no run of evaluate.py that can be read: {error}") from error
 
 
-def _sample(model, tokenizer, problems, sandbox, settings, rollouts, about, directory, others) -> list[dict]:
+def _sample(model, chat, problems, sandbox, settings, rollouts, about, directory, others) -> list[dict]:
     """Records of `rollouts` rollouts per problem; continues the run `about` if it is in `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     path, records = directory / "episodes.jsonl", []
     if path.exists():
         old, records = read_run(directory)
+        old = {"template_options": ""} | old  # older runs knew none
         other = [f"{key} {old.get(key)!r}, now {about[key]!r}" for key in about if old.get(key) != about[key]]
         if records and other:
             raise ValueError(f"{directory} holds rollouts with {'; '.join(other)}: give another --output")
@@ -234,7 +235,7 @@ def _sample(model, tokenizer, problems, sandbox, settings, rollouts, about, dire
     bar = tqdm(total=len(schedule), initial=len(records), desc=directory.name, unit="rollout")
     for start in range(len(records), len(schedule), chunk):
         began, batch = time.perf_counter(), schedule[start : start + chunk]
-        episodes = rollout(model, tokenizer, batch, sandbox, settings, about["seed"], start, True, others)
+        episodes = rollout(model, chat, batch, sandbox, settings, about["seed"], start, True, others)
         seconds = (time.perf_counter() - began) / len(batch)
         records += [record(episode, seconds) for episode in episodes]
         with path.open("a") as file:
@@ -257,13 +258,13 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
         rollouts_drawn(measure, limit, samples // limit)
     usual = {0.2 if measure.startswith("1@") or measure == "pass@1" else 1.0 for measure in args.report}
     variants = list(product(args.feedback, args.turn_limits, args.temperature or sorted(usual)))
-    tokenizer = load_tokenizer(args.model, args.chat_template, args.gguf_file)
+    chat = Chat(load_tokenizer(args.model, args.chat_template, args.gguf_file), args.template_options)
     split, cut = load_problems(args.problems, args.split, args.holdout), args.public_tests or sys.maxsize
     text = load_config(args.model, args.gguf_file).get_text_config(decoder=True)
     context = min(args.context, getattr(text, "max_position_embeddings", None) or args.context)
     check_architecture(text, context)
     model = load_model(args.model, args.device, args.dtype, args.attention, args.gguf_file)
-    check_logits(model, len(tokenizer), context)
+    check_logits(model, len(chat.tokenizer), context)
     args.batch_rows = plan.rows_that_fit(model, context, args.batch_rows)
     problems = [
         replace(p, public_tests=p.public_tests[:cut], private_tests=p.public_tests[cut:] + p.private_tests)
@@ -272,7 +273,7 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     given = {name: getattr(args, name) for name in ("top_p", "batch_rows", "examples")}
     new = args.max_new_tokens or context // 8
     shared = RolloutSettings(max_new_tokens=new, context=context, **given)
-    places = fitting(problems, tokenizer, shared)
+    places = fitting(problems, chat, shared)
     if len(places) < len(problems):
         message = too_long(problems, places, "problems", shared)
         raise ValueError(f"{message}: raise --context or lower --max_new_tokens")
@@ -280,7 +281,7 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     for parameter in model.parameters():
         weights = zlib.crc32(parameter.detach().cpu().flatten().view(torch.uint8).numpy(), weights)
     tests = zlib.crc32(repr((problems, read_examples(args.examples))).encode())
-    flags = ("model", "problems", "split", "limit_problems", "public_tests", "chat_template", "seed")
+    flags = "model problems split limit_problems public_tests chat_template template_options seed".split()
     sampled = {flag: getattr(args, flag) for flag in flags} | {"weights": weights, "tests": tests}
     runs = {}
     with Sandbox() as sandbox:
@@ -289,7 +290,7 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
             about = sampled | asdict(settings)
             name = plots.RUN_NAME.format(**about)
             place, count = Path(args.output) / (name if len(variants) > 1 else ""), samples // limit
-            records = _sample(model, tokenizer, problems, sandbox, settings, count, about, place, split)
+            records = _sample(model, chat, problems, sandbox, settings, count, about, place, split)
             runs[name] = (about, records)
     return runs
 
@@ -367,6 +368,7 @@ def main() -> None:
     add("--limit_problems", type=int, default=0, help="use the first problems only, this many")
     add("--examples", default="", help="JSON list of chat messages before every dialog (few-shot)")
     add("--chat_template", default="", help="file with a chat template, for models that have none")
+    add("--template_options", default="", help="JSON object of options for the chat template")
     add("--gguf_file", default="", help="file of --model that holds its weights as GGUF")
     add("--dtype", default="auto", help="number type of the computation (default: the checkpoint's)")
     add("--attention", default="", help="transformers' attention, sdpa or eager (default: what it chooses)")

@@ -34,14 +34,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from chat import extract_code, observation_ids, prompt_ids, read_examples, stop_ids
-from data import (
-    RETRY_WITHOUT_FEEDBACK,
-    Problem,
-    feedback_message,
-    first_message,
-    make_job,
-)
+from chat import Chat, as_chat, extract_code, observation_ids, prompt_ids, read_examples, stop_ids
+from data import RETRY_WITHOUT_FEEDBACK, Problem, feedback_message, first_message, make_job
 from distributed import friendly_errors, load_model, load_tokenizer
 from sampling import RaggedCache, check_architecture, check_logits, forward, sample_tokens
 from sandbox import Sandbox, TestResult, Verdict
@@ -106,16 +100,16 @@ def check_feedback(kind: str) -> None:
         raise ValueError(f"feedback is {kind!r}, but must be one of {', '.join(FEEDBACK)}")
 
 
-def fitting(problems: Sequence[Problem], tokenizer, settings: RolloutSettings) -> list[int]:
+def fitting(problems: Sequence[Problem], chat, settings: RolloutSettings) -> list[int]:
     """Indices of the problems whose prompt leaves room for a response: the others would end a run midway."""
-    examples = read_examples(settings.examples)
+    chat, examples = as_chat(chat), read_examples(settings.examples)
     room = settings.context - settings.max_new_tokens
-    frame = len(prompt_ids(tokenizer, "", examples)) + 8  # a text may also merge worse beside the template's
+    frame = len(prompt_ids(chat, "?", examples)) + 8  # a text may also merge worse beside the template's
     return [
         index
         for index, message in enumerate(first_messages(problems))
         # A token stands for a byte at least: few prompts have to be encoded.
-        if frame + len(message.encode()) <= room or len(prompt_ids(tokenizer, message, examples)) <= room
+        if frame + len(message.encode()) <= room or len(prompt_ids(chat, message, examples)) <= room
     ]
 
 
@@ -196,11 +190,12 @@ def _prefill(model, seats: _Seats, start: int) -> None:
         start = end
 
 
-def _start_tests(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: RolloutSettings, others) -> None:
+def _start_tests(dialog: _Dialog, chat: Chat, sandbox: Sandbox, settings: RolloutSettings, others) -> None:
     """Read the code out of the response and start its public tests."""
     episode, turn = dialog.episode, dialog.episode.turns[-1]
-    turn.text = tokenizer.decode(episode.ids[turn.start : turn.end], skip_special_tokens=True)
-    turn.code = extract_code(turn.text)
+    turn.text = chat.text(episode.ids[turn.start : turn.end])
+    # With its last line complete a block may lack its closing fence, but not where the response was cut.
+    turn.code = extract_code(chat.final_answer(turn.text).rstrip("\n") + "\n" * (not turn.truncated))
     problem = episode.problem
     dialog.public = turn.code and sandbox.submit(make_job(problem, turn.code, problem.public_tests))
     if settings.feedback == "random" and len(episode.turns) < settings.turn_limit:
@@ -212,7 +207,7 @@ def _start_tests(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: Rollout
         dialog.other = (other, sandbox.submit(make_job(other, code, other.public_tests)))
 
 
-def _read_results(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: RolloutSettings) -> bool:
+def _read_results(dialog: _Dialog, chat: Chat, sandbox: Sandbox, settings: RolloutSettings) -> bool:
     """Wait for the public tests. Append the feedback and return True, or end the episode and return False."""
     episode, turn = dialog.episode, dialog.episode.turns[-1]
     began = time.perf_counter()
@@ -232,9 +227,7 @@ def _read_results(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: Rollou
             turn.feedback = RETRY_WITHOUT_FEEDBACK
         else:
             turn.feedback = feedback_message(problem, results, cut=cut, asked=episode.problem)
-        new = observation_ids(tokenizer, turn.feedback)
-        if episode.ids[-1] == new[0] and not turn.truncated:
-            new = new[1:]  # the model itself has ended its turn
+        new = observation_ids(chat, turn.feedback, None if turn.truncated else episode.ids[-1])
         if len(episode.ids) + len(new) + settings.max_new_tokens <= settings.context:
             episode.ids += new
             return True
@@ -244,12 +237,12 @@ def _read_results(dialog: _Dialog, tokenizer, sandbox: Sandbox, settings: Rollou
 
 
 def _new_dialogs(
-    problems: Sequence[Problem], tokenizer, settings: RolloutSettings, seed: int, first_index: int
+    problems: Sequence[Problem], chat: Chat, settings: RolloutSettings, seed: int, first_index: int
 ) -> list[_Dialog]:
     """Dialogs that have only a prompt so far. Raises: ValueError if a prompt does not fit the context."""
     examples, dialogs = read_examples(settings.examples), []
     for index, problem in enumerate(problems, first_index):
-        ids = prompt_ids(tokenizer, first_message(problem), examples)
+        ids = prompt_ids(chat, first_message(problem), examples)
         if len(ids) + settings.max_new_tokens > settings.context:
             raise ValueError(
                 f"the prompt of {problem.name} has {len(ids)} tokens: with {settings.max_new_tokens} new "
@@ -263,7 +256,7 @@ def _new_dialogs(
 
 def rollout(
     model,
-    tokenizer,
+    chat,
     problems: Sequence[Problem],
     sandbox: Sandbox,
     settings: RolloutSettings,
@@ -275,7 +268,7 @@ def rollout(
     """Sample one episode for each entry of `problems` (repeat a problem to get several).
 
     Args:
-        model: a transformers causal LM; tokenizer: its tokenizer, with a chat template.
+        model: a transformers causal LM; chat: its Chat, or its tokenizer with a chat template.
         seed, first_index: episode i draws its noise from the stream (seed, first_index + i).
         feedback_problems: where random feedback comes from; default `problems`.
     Returns: the episodes, in the order of `problems`.
@@ -287,8 +280,9 @@ def rollout(
         raise ValueError(
             "random feedback comes from another problem: it needs problems with two different answers"
         )
-    dialogs = _new_dialogs(problems, tokenizer, settings, seed, first_index)
-    ends, queue, seats = stop_ids(tokenizer), deque(dialogs), _Seats(settings.context)
+    chat = as_chat(chat)
+    dialogs = _new_dialogs(problems, chat, settings, seed, first_index)
+    ends, queue, seats = stop_ids(chat), deque(dialogs), _Seats(settings.context)
     bar = tqdm(total=len(dialogs), desc="rollout", unit="dialog", disable=not progress, leave=False)
     was_training = model.training
     model.eval()
@@ -297,7 +291,7 @@ def rollout(
             first = seats.decoding
             for _ in range((len(seats.testing) + 1) // 2):
                 dialog = seats.testing.popleft()
-                if _read_results(dialog, tokenizer, sandbox, settings):
+                if _read_results(dialog, chat, sandbox, settings):
                     seats.begin_turn(dialog)
                 else:
                     seats.leave(dialog)
@@ -319,7 +313,7 @@ def rollout(
             turn.behaviour_logprobs.append(logprob)
             turn.truncated = token not in ends and turn.end - turn.start == settings.max_new_tokens
             if token in ends or turn.truncated:  # decoding -> waiting for its tests
-                _start_tests(dialog, tokenizer, sandbox, settings, others)
+                _start_tests(dialog, chat, sandbox, settings, others)
                 seats.end_turn(dialog)
     for dialog in dialogs:
         if dialog.private:
@@ -342,10 +336,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Print one sampled dialog.")
     parser.add_argument("model", help="a Hugging Face directory or hub name")
     parser.add_argument("problems", nargs="?", default="toy", help="a problem set or file (default: toy)")
+    parser.add_argument("--template_options", default="", help="JSON object of options for the chat template")
     arguments = parser.parse_args()
     with friendly_errors("rollout.py"), Sandbox() as executor:
-        tokenizer, model = load_tokenizer(arguments.model), load_model(arguments.model, dtype="auto")
+        chat = Chat(load_tokenizer(arguments.model), arguments.template_options)
+        model = load_model(arguments.model, dtype="auto")
         check_architecture(model.config, RolloutSettings.context)
-        check_logits(model, len(tokenizer), RolloutSettings.context)
+        check_logits(model, len(chat.tokenizer), RolloutSettings.context)
         first = list(load_problems(arguments.problems, "test")[:1])
-        print(show(tokenizer, rollout(model, tokenizer, first, executor, RolloutSettings(), seed=0)[0]))
+        print(show(chat.tokenizer, rollout(model, chat, first, executor, RolloutSettings(), seed=0)[0]))

@@ -92,7 +92,7 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
             for phase, spent in seconds.items():
                 run.seconds[phase] = run.seconds.get(phase, 0.0) + spent
             sampled = dialog_statistics([record(episode) for episode in episodes], config.turn_limit)
-            shown = f"iteration {iteration + 1}\n{show(setup.sampler.tokenizer, episodes[0])}\n\n"
+            shown = f"iteration {iteration + 1}\n{show(setup.sampler.chat.tokenizer, episodes[0])}\n\n"
             entry = {"iteration": iteration + 1} | sampled | statistics | {"seconds": seconds}
             run.log(entry, shown if last or iteration % config.show_every == 0 else "")
             if last or (iteration + 1) % config.checkpoint_every == 0:
@@ -319,13 +319,13 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
                 toy.ensure_base(Path(config.model), seed=0)
             distributed.barrier()
         check_architecture(distributed.load_config(config.model, config.gguf_file), config.context)
-        tokenizer = distributed.load_tokenizer(config.model, config.chat_template, config.gguf_file)
-        training, valid, test = load_splits(config, tokenizer)
+        chat = config.chat()
+        training, valid, test = load_splits(config, chat)
         if test and len(test) < 2:
             raise ValueError(
                 "the table before and after needs two test problems, for random feedback comes from another"
             )
-        sampler = Sampler(config, tokenizer, sandbox, training)
+        sampler = Sampler(config, chat, sandbox, training)
         first = run.progress["iteration"]
         prefetched = read_prefetched(run.newest) if run.newest and first < config.iterations else []
         if rank() == 0:
@@ -336,7 +336,7 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
             yield None
             return
         reference, trainable = load_networks(config)
-        check_logits(trainable[0], len(tokenizer), config.context)
+        check_logits(trainable[0], len(chat.tokenizer), config.context)
         if run.newest:
             updates = first * config.batch_episodes // config.minibatch_episodes
             restore_checkpoint(run.newest, in_checkpoint(trainable), updates)
@@ -357,7 +357,7 @@ def keep_best(setup: Setup, policy) -> dict:
     solved = sum(episode.solved for episode in episodes) / len(episodes)
     if solved > run.progress["best"]:
         run.progress["best"] = solved
-        export(policy, setup.sampler.tokenizer, run.path / "best", config.dtype)
+        export(policy, setup.sampler.chat.tokenizer, run.path / "best", config.dtype)
     return {"valid_solved": solved}
 
 
@@ -370,14 +370,14 @@ def probe(setup: Setup, policy) -> dict:
         episodes = setup.sampler.sample(policy, schedule, settings, config.seed, others=others)
         result[kind] = summarise([record(episode) for episode in episodes], config.turn_limit)
     shown = next((e for e in episodes if e.solved and len(e.turns) > 1), episodes[0])
-    return result | {"episode": show(setup.sampler.tokenizer, shown)}
+    return result | {"episode": show(setup.sampler.chat.tokenizer, shown)}
 
 
 def finish(setup: Setup) -> dict:
     """After the last iteration: the best policy on the test problems, the table, `result.json`."""
     config, run, after = setup.config, setup.run, None
     if not setup.valid or run.progress["best"] < 0:
-        export(setup.trainable[0], setup.sampler.tokenizer, run.path / "best", config.dtype)
+        export(setup.trainable[0], setup.sampler.chat.tokenizer, run.path / "best", config.dtype)
     if setup.test:
         with timed(run.seconds, "probe"):
             policy = load_model(**config.loading() | {"model": str(run.path / "best"), "gguf_file": ""})

@@ -23,21 +23,24 @@ from tqdm import tqdm
 
 import distributed
 import ppo
-from chat import observation_ids, prompt_ids
+from chat import Chat, as_chat, observation_ids, prompt_ids
 from checkpoints import check_replaceable, export
 from distributed import as_forward, friendly_errors, rank, ranks
 from evaluate import read_run
 from rollout import Episode, Turn
 
 
-def last_response(tokenizer, dialog: Sequence[dict]) -> Episode:
+def last_response(chat, dialog: Sequence[dict]) -> Episode:
     """A dialog of chat messages as an episode; its only turn is the last response with its end token."""
-    *before, asked, answer = dialog
-    ids = prompt_ids(tokenizer, asked["content"], before)
-    start = len(ids)
-    # The first token after a response in the template is its end token.
-    ids += tokenizer.encode(answer["content"], add_special_tokens=False) + observation_ids(tokenizer, "?")[:1]
-    turn = Turn(start, len(ids), [], text=answer["content"])
+    chat, text = as_chat(chat), dialog[-1]["content"]
+    ids = prompt_ids(chat, dialog[0]["content"])
+    for answer, asked in zip(dialog[1::2], dialog[2::2], strict=False):
+        ids += chat.tokenizer.encode(answer["content"], add_special_tokens=False)
+        ids += observation_ids(chat, asked["content"])
+    start, behind = len(ids), observation_ids(chat, "?")
+    end = behind[: behind.index(chat.end) + 1] if chat.end in chat.ends else [chat.tokenizer.eos_token_id]
+    ids += chat.tokenizer.encode(text, add_special_tokens=False) + end
+    turn = Turn(start, len(ids), [], text=text)
     return Episode(None, ids, [turn], public_passed=True, solved=True, truncated=False, index=0)
 
 
@@ -86,6 +89,7 @@ def main() -> None:
     add("--minibatch_episodes", type=int, default=64, help="dialogs per update")
     add("--microbatch_tokens", type=int, default=16384, help="tokens of a forward pass, padding included")
     add("--chat_template", default="", help="file with a chat template, for models that have none")
+    add("--template_options", default="", help="JSON object of options for the chat template")
     add("--dtype", default="float32", help="number type of the computation")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--seed", type=int, default=0)
@@ -108,12 +112,12 @@ def main() -> None:
             raise ValueError(
                 f"--minibatch_episodes {args.minibatch_episodes} does not divide by {ranks()} ranks"
             )
-        tokenizer = distributed.load_tokenizer(args.model, args.chat_template)
+        chat = Chat(distributed.load_tokenizer(args.model, args.chat_template), args.template_options)
         policy = distributed.load_model(args.model, args.device, args.dtype, state_dtype="float32")
-        episodes = [last_response(tokenizer, entry["dialog"]) for entry in solved]
+        episodes = [last_response(chat, entry["dialog"]) for entry in solved]
         torch.manual_seed(args.seed)
         losses = fine_tune(policy, episodes, args)
-        export(policy, tokenizer, Path(args.output), args.dtype)
+        export(policy, chat.tokenizer, Path(args.output), args.dtype)
         if rank() == 0:
             print(f"{len(solved)} of {len(records)} rollouts; loss {losses[0]:.3f}, at last {losses[-1]:.3f}")
 
