@@ -9,11 +9,9 @@ says no more. Reinforcement learning finds every hole in its grader, so the rule
 * Assert-style tests run in a *judge*, a process that never runs the program: there the function under test is
   a proxy. A call that got no answer is never "passed", whatever the test's code makes of it.
 * A test costs a fork of a small *server*, not an interpreter, and never a fork of a process that has torch.
-* Layers hold a program back, each tried when a server starts (`Sandbox.layers`): namespaces, a user without
-  rights, a read-only file system, no network, Landlock, a filter of system calls, limits.
+* Layers hold a program back (`Sandbox.layers`). docs/sandbox.md says what each does, and what is not covered.
 
-This file is what a user of the sandbox sees; `isolation/` is the machinery (read client, server, layers,
-program, judge). docs/sandbox.md says what each layer does and what is not covered: holes in the kernel first.
+This file is what a user of the sandbox sees; `isolation/` is the machinery: client, server, layers, child.
 
 Run alone: `python sandbox.py` prints the layers and runs one program. It needs Linux.
 """
@@ -28,7 +26,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
 
-from isolation.client import Client, Keeper, Server, imported
+from isolation.client import Client, Keeper, Server
 from isolation.messages import SHOWN, cut
 
 STDOUT_SHOWN = 1 << 16  # characters of an output in a result
@@ -122,10 +120,8 @@ def outputs_match(got: str, expected: str) -> bool:
     return True
 
 
-def result_of(test: IoTest | AssertTest, report: dict | None, judged: dict) -> TestResult:
+def result_of(test: IoTest | AssertTest, report: dict, judged: dict) -> TestResult:
     """The verdict, from how the program ended and what the judge says (nothing if there is no judge)."""
-    if report is None:  # the program did not compile
-        return TestResult(Verdict(judged["verdict"]), traceback=judged["traceback"][-SHOWN:])
     out, err = (report[name].decode("utf-8", "replace") for name in ("out", "err"))
     error = err[max(0, err.rfind("Traceback (most recent call last)")) :][-SHOWN:]
     beyond = {"time": Verdict.TIMEOUT, "output": Verdict.TOO_MUCH_OUTPUT, "memory": Verdict.OUT_OF_MEMORY}
@@ -138,21 +134,20 @@ def result_of(test: IoTest | AssertTest, report: dict | None, judged: dict) -> T
     else:
         verdict = Verdict.OUT_OF_MEMORY if error.rstrip().endswith("MemoryError") else Verdict.EXCEPTION
         error = error or f"the program ended with exit code {report['exit_code']}"
-    values = {name: judged.get(name, "") for name in ("call", "got", "expected")}
-    values |= {"seconds": report["seconds"], "peak_memory_bytes": report["peak"]}
-    return TestResult(verdict, cut(out, STDOUT_SHOWN), error, **values)
+    values = [judged.get(name, "") for name in ("call", "got", "expected")]
+    return TestResult(verdict, cut(out, STDOUT_SHOWN), error, *values, report["seconds"], report["peak"])
 
 
 def run_job(client: Client, job: Job) -> list[TestResult]:
     """Run a job's tests on a worker's servers."""
     results: list[TestResult] = []
-    stuck, imports = 0, imported(job.program)
+    stuck = 0
     while len(results) < len(job.tests):
         if stuck == MOST_TIMEOUTS:
             return results + [NOT_RUN] * (len(job.tests) - len(results))
-        server = client.server_for(job, imports)
+        server = client.server_for(job)
         try:
-            for test, report, judged in client.reports(job, len(results), server, bool(imports)):
+            for test, report, judged in client.reports(job, len(results), server):
                 results.append(result_of(test, report, judged))
                 stuck += results[-1].verdict == Verdict.TIMEOUT
                 if job.stop_at_first_failure and results[-1].verdict != Verdict.PASSED:
@@ -164,7 +159,8 @@ def run_job(client: Client, job: Job) -> list[TestResult]:
             if not isinstance(error, (OSError, EOFError)):
                 raise
             stuck += 1
-            results.append(TestResult(Verdict.EXCEPTION, traceback="the program's server was lost"))
+            verdict = Verdict.TIMEOUT if isinstance(error, TimeoutError) else Verdict.EXCEPTION
+            results.append(TestResult(verdict, traceback="the program's server was lost"))
     return results
 
 
@@ -179,10 +175,8 @@ class Sandbox:
 
         Args:
             workers: tests that run at once; by default one for each core.
-            overcommit: a test that takes longer than `SLOW_SECONDS` is slow: it no longer counts as one of
-                the `workers`, so programs that hang do not hold up the others. Up to `overcommit` times
-                `workers` tests may be slow. At most 12 tests a worker run in all (by default), each with its
-                memory; fewer if the limit of open files is low. docs/sandbox.md says what this means.
+            overcommit: up to `overcommit` times `workers` tests may be slow (longer than `SLOW_SECONDS`).
+                These run beside the others, each with its memory; docs/sandbox.md says what this means.
         """
         if not hasattr(os, "pidfd_open"):
             raise ValueError("the sandbox needs Linux 5.3 or newer; WSL2, Docker and Colab have it")
@@ -242,8 +236,15 @@ class Sandbox:
 
     def _work(self, client: Client) -> None:
         """A worker's life, in a thread of its own: take jobs from the queue, one after the other."""
-        while entry := self._next_job():
-            job, future = entry
+        while True:
+            with self._turn:
+                # A job is taken only when there is a place for it, so that jobs start in order.
+                while self._quick >= self._workers + self._more if self._jobs else self._open:
+                    self._turn.wait()
+                if not self._jobs:
+                    break
+                self._quick += 1
+                job, future = self._jobs.popleft()
             client.slow = False
             try:
                 if future.set_running_or_notify_cancel():
@@ -253,22 +254,6 @@ class Sandbox:
             finally:
                 self._leave(client)
         client.close()
-
-    def _may_go_on(self) -> bool:
-        """There is a job and a place for it, or the sandbox is closed and no job is left."""
-        return self._quick < self._workers + self._more if self._jobs else not self._open
-
-    def _next_job(self) -> "tuple[Job, Future] | None":
-        """Wait for a job and a place among the quick ones; None once the sandbox is closed.
-
-        A job is taken only when there is a place for it, so that jobs start in order.
-        """
-        with self._turn:
-            self._turn.wait_for(self._may_go_on)
-            if not self._jobs:
-                return None
-            self._quick += 1
-            return self._jobs.popleft()
 
     def _turn_slow(self, client: Client) -> None:
         """A worker's test is slow: it leaves its place among the quick ones, if one more may be slow."""

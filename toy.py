@@ -46,7 +46,7 @@ import data
 from checkpoints import check_replaceable, replace_whole
 from data import Problem, feedback_message, first_message
 from distributed import friendly_errors
-from isolation.program import candidate_traceback
+from isolation.child import candidate_traceback
 from sandbox import IoTest, Limits, TestResult, Verdict, outputs_match
 
 CHAT_TEMPLATE = (

@@ -1,7 +1,4 @@
-"""The caller's side of the machinery: start the keeper, ask it for servers, have tests run on them.
-
-`sandbox.py` makes a verdict of what comes back. The keeper never loads this module.
-"""
+"""The caller's side of the machinery: start the keeper, ask it for servers, have tests run on them."""
 
 import json
 import os
@@ -14,7 +11,6 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 
 from isolation.messages import memory_file, read_bytes, receive, send
 
@@ -52,7 +48,6 @@ class Keeper:
         theirs.close()
 
     def close(self) -> None:
-        """Let the keeper end with its servers, and wait for it."""
         self.channel.close()
         self.process.wait()
 
@@ -60,7 +55,7 @@ class Keeper:
 class Server:
     """Our end of a server's channel."""
 
-    def __init__(self, keeper: Keeper, modules: Sequence[str] = ()) -> None:
+    def __init__(self, keeper: Keeper, modules: list[str] = ()) -> None:
         self.channel, theirs = socket.socketpair()
         with keeper.turn:
             send(keeper.channel, {"modules": modules}, [theirs.detach()])
@@ -69,14 +64,11 @@ class Server:
 
 
 class Client:
-    """A worker's servers, and how they run tests.
+    """A worker's servers, and how they run tests."""
 
-    Args:
-        when_slow: called with this client again and again while a reply takes longer than SLOW_SECONDS.
-    """
-
-    def __init__(self, keeper: Keeper, when_slow: Callable[["Client"], None], server: Server | None) -> None:
-        self.keeper, self.when_slow = keeper, when_slow
+    def __init__(self, keeper: Keeper, when_slow, server: Server | None) -> None:
+        self.keeper = keeper
+        self.when_slow = when_slow  # called with this client while a reply takes longer than SLOW_SECONDS
         self.slow = False  # the test that runs counts as slow
         self.servers = {"programs": server} if server else {}  # for what -> server
 
@@ -90,25 +82,21 @@ class Client:
         for server in self.servers.values():
             server.channel.close()
 
-    def server_for(self, job, imports: set[str]) -> Server:
+    def server_for(self, job) -> Server:
         """The server for a job's program. It and the judges' are started when they are first needed."""
-        modules = [] if imports.isdisjoint(LOADED_WHERE_NAMED) else LOADED_WHERE_NAMED
-        programs = "programs that import more" if modules else "programs"
-        for purpose, wanted in ((programs, modules), *[("judges", [])] * bool(job.entry_point)):
+        rare = not imported(job.program).isdisjoint(LOADED_WHERE_NAMED)
+        programs, modules = ("programs that import more", LOADED_WHERE_NAMED) if rare else ("programs", ())
+        for purpose, wanted in ((programs, modules), *[("judges", ())] * bool(job.entry_point)):
             if purpose not in self.servers:
                 self.servers[purpose] = Server(self.keeper, wanted)
         return self.servers[programs]
 
-    def reports(self, job, first: int, server: Server, imports: bool) -> Iterator[tuple]:
-        """Run the tests of a `sandbox.Job` from number `first` on, in a zygote if that pays.
-
-        Yields for each test: the test, how the program ended, what the judge says. If a zygote could not
-        compile the program, the second is None, and the third has the verdict.
-        """
+    def reports(self, job, first: int, server: Server):
+        """Run a job's tests from number `first` on, in a zygote if that pays. Yields each with its report."""
         tests, limits = job.tests[first:], job.limits
         about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "output": limits.output_bytes}
         about |= {"entry_point": job.entry_point}
-        costly = imports or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
+        costly = imported(job.program) or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
         if not costly or len(tests) < ZYGOTE_TESTS:
             for test in tests:
                 yield test, *self.report(job, test, about, server.channel, [memory_file(job.program)])
@@ -116,18 +104,16 @@ class Client:
         channel, theirs = socket.socketpair()
         try:
             send(server.channel, about | {"kind": "zygote"}, [theirs.detach(), memory_file(job.program)])
-            try:
-                failed = self.reply(channel, limits.seconds)
-            except TimeoutError:
-                failed = {"verdict": "timeout", "traceback": "the program does not compile within the limit"}
-            except (OSError, EOFError):
-                failed = {"verdict": "exception", "traceback": "the compiler crashed"}
+            self.reply(channel, limits.seconds)  # it has compiled the program
             for test in tests:
-                yield test, *((None, failed) if failed else self.report(job, test, about, channel, []))
+                yield test, *self.report(job, test, about, channel, [])
         finally:  # also if the reader of this generator stops early
             channel.close()
-            send(server.channel, {"kind": "end"})
-            self.reply(server.channel, 10.0)
+            try:
+                send(server.channel, {"kind": "end"})
+                self.reply(server.channel, 10.0)
+            except (OSError, EOFError):  # the server is lost, but the results that it gave are whole
+                self.kill_servers()
 
     def report(self, job, test, about: dict, channel: socket.socket, program: list[int]) -> tuple[dict, dict]:
         """One test on a server or a zygote and, for an assert test, on the judge's server beside it.
@@ -143,8 +129,7 @@ class Client:
         judging = json.dumps({"setup": job.setup, "code": test.code, "entry_point": job.entry_point})
         limits = {"seconds": job.limits.seconds + JUDGE_SECONDS, "memory": 1 << 32, "output": 1 << 20}
         judge, judgement = self.servers["judges"].channel, {}
-        given = [memory_file(""), memory_file(judging), ours.detach()]
-        send(judge, about | limits | {"kind": "judge"}, given)
+        send(judge, limits | {"kind": "judge"}, [memory_file(""), memory_file(judging), ours.detach()])
         judged = self.reply(judge, patience)
         if judged["exit_code"] == 0 and not judged["ended"]:
             judgement = json.loads(judged["out"])
@@ -162,8 +147,9 @@ class Client:
             if time.monotonic() >= deadline:
                 raise TimeoutError
         message, _ = receive(channel)
-        outputs = [name for name in ("out", "err") if name in message]
-        return message | {name: read_bytes(channel, message[name]) for name in outputs}
+        if "printed" in message:
+            message["out"], message["err"] = (read_bytes(channel, length) for length in message["printed"])
+        return message
 
 
 def imported(program: str) -> set[str]:

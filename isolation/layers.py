@@ -1,21 +1,18 @@
 """The layers that hold a program back, each tried when a server starts: "on", or "off: reason".
 
-What a server can enter or prepare for all tests is done once; a test's child does the rest before it runs a
-line of the program. docs/sandbox.md says what each layer does.
+What a server can do for all tests is done once; a test's child does the rest. docs/sandbox.md has a table.
 """
 
 import contextlib
-import mmap
 import os
 import re
 import resource
 import signal
 import struct
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from isolation import kernel, seccomp
-from isolation.kernel import check, libc, mount, unshare
+from isolation import kernel
+from isolation.kernel import check, libc, mount
 
 PROCESSES = 64  # and threads of one test
 FILE_BYTES = 64 << 20  # of all files of a program together; also what an interpreter needs beside a program
@@ -28,7 +25,7 @@ class Jail:
     """What a server has prepared for its children."""
 
     home: str  # working directory of programs
-    readable: Sequence[str]  # what programs may read beside it
+    readable: list[str]  # what programs may read beside it
     proc: int  # descriptor of /proc: our own, or else the machine's
     layers: dict[str, str] = field(default_factory=dict)  # name -> "on" or "off: reason"
     pid: int = 0  # of the server, as the caller sees it
@@ -36,44 +33,38 @@ class Jail:
     processes: int = PROCESSES  # that the user may have
     ruleset: int | None = None  # of Landlock
     signals_confined: bool = False  # by a pid namespace or by Landlock
-    rules: seccomp.Filter | None = None  # of seccomp, if they are the same for all children
+    rules: bytes | None = None  # of seccomp, if they are the same for all children
     filtered: bool = False  # the server has the filter itself, so its children inherit it
     group: int | None = None  # descriptor of the server's control group
-    memory_held: int = 0  # what the group may take at present
-    kernel_kills: int = 0  # how many processes of the group the kernel has killed for their memory
-    buffers: tuple[mmap.mmap, ...] = ()  # for captured output
 
     def on(self, layer: str) -> bool:
         return self.layers.get(layer) == "on"
 
-    def attempt(self, layer: str, action: Callable, *arguments: object) -> None:
-        """Put on a layer, or note why not."""
+    def attempt(self, layer: str, action, *arguments: object) -> None:
+        """Put on a layer by a function of ours or of the C library, or note why not."""
         try:
-            action(*arguments)
+            check(action(*arguments) or 0)
             self.layers[layer] = "on"
         except OSError as error:
             self.layers[layer] = f"off: {error.strerror}"
 
 
-def isolate(home: str, readable: Sequence[str]) -> Jail:
-    """Put this server into every layer that the kernel and the user allow.
-
-    Forks on the way: the first process of a pid namespace is a child of the one that makes it.
-    """
+def isolate(home: str, readable: list[str]) -> Jail:
+    """Put this server into every layer that the kernel and the user allow."""
     jail = Jail(home, readable, os.open("/proc", os.O_RDONLY))
     user = os.getuid()
     jail.attempt("control group", join_control_group, jail)
     if user:
-        jail.attempt("user namespace", enter_user_namespace)
+        jail.attempt("user namespace", enter_user_namespace, jail)
         if not jail.on("user namespace"):
             jail.processes += threads_of_user(user)
-    jail.attempt("network namespace", unshare, kernel.NEW_NETWORK)
-    jail.attempt("ipc namespace", unshare, kernel.NEW_IPC)
-    jail.attempt("mount namespace", unshare, kernel.NEW_MOUNTS)
-    jail.attempt("pid namespace", unshare, kernel.NEW_PIDS)
+    jail.attempt("network namespace", libc.unshare, kernel.NEW_NETWORK)
+    jail.attempt("ipc namespace", libc.unshare, kernel.NEW_IPC)
+    jail.attempt("mount namespace", libc.unshare, kernel.NEW_MOUNTS)
+    jail.attempt("pid namespace", libc.unshare, kernel.NEW_PIDS)
     if jail.on("pid namespace"):
-        if kernel.fork():
-            os._exit(0)  # the child is the namespace's first process; the keeper inherits it
+        if check(kernel.fork()):  # the first process of a pid namespace is a child of the one that makes it
+            os._exit(0)  # the keeper inherits the child
         jail.signals_confined = True
     jail.pid = int(os.readlink("self", dir_fd=jail.proc))
     if jail.on("mount namespace"):
@@ -86,13 +77,13 @@ def isolate(home: str, readable: Sequence[str]) -> Jail:
         jail.proc = os.open("/proc", os.O_RDONLY)
     if not user:
         jail.attempt("unprivileged user", choose_user, jail)
-    jail.attempt("no new privileges", lambda: check(libc.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)))
+    jail.attempt("no new privileges", libc.prctl, kernel.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     jail.attempt("Landlock", make_landlock_rules, jail)
-    jail.attempt("seccomp filter", seccomp.probe)
+    jail.attempt("seccomp filter", kernel.probe_filter)
     if jail.signals_confined and jail.on("seccomp filter"):
-        jail.rules = seccomp.make_filter(None)
+        jail.rules = kernel.make_filter(None)
         if jail.on("private file system"):  # then the server does not need the calls that the filter closes
-            seccomp.install(jail.rules)
+            kernel.install_filter(jail.rules)
             jail.filtered = True
     os.chdir(home)
     libc.prctl(kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)  # else a program of the same user could write our memory
@@ -110,7 +101,6 @@ def group_directory(server: int) -> str:
 
 
 def write_file(directory: int, name: str, text: str) -> None:
-    """Write into a file of a directory, given by its descriptor."""
     with open(os.open(name, os.O_WRONLY, dir_fd=directory), "w") as file:
         file.write(text)
 
@@ -133,19 +123,20 @@ def join_control_group(jail: Jail) -> None:
 
 
 def kernel_kills(jail: Jail) -> int:
-    """How many processes of the control group the kernel has killed for their memory so far."""
+    """How many processes of the control group, if there is one, the kernel has killed for their memory."""
+    if jail.group is None:
+        return 0
     with open(os.open("memory.events", os.O_RDONLY, dir_fd=jail.group), "rb", buffering=0) as events:
         return int(re.search(rb"oom_kill (\d+)", events.read(4096))[1])
 
 
-def enter_user_namespace() -> None:
-    """Enter a user namespace, in which an ordinary user may make the other namespaces."""
+def enter_user_namespace(jail: Jail) -> None:
+    """In it, an ordinary user may make the other namespaces."""
     user, group = os.getuid(), os.getgid()
-    unshare(kernel.NEW_USER)
-    maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
-    for name, text in maps.items():
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
+    check(libc.unshare(kernel.NEW_USER))
+    write_file(jail.proc, "self/setgroups", "deny")
+    write_file(jail.proc, "self/uid_map", f"{user} {user} 1")
+    write_file(jail.proc, "self/gid_map", f"{group} {group} 1")
 
 
 def threads_of_user(user: int) -> int:
@@ -161,8 +152,8 @@ def threads_of_user(user: int) -> int:
 def mount_private_files(jail: Jail) -> None:
     """Make everything read-only, hide what is not installed, and give programs a home in memory."""
     mount("", "/", 0x44000)  # private: no other process sees the mounts that follow
-    masked = [top.path for top in os.scandir("/") if top.is_dir(follow_symlinks=False)]
-    masked = [top for top in masked if top[1:] not in SYSTEM_DIRECTORIES]
+    tops = [top for top in os.scandir("/") if top.is_dir(follow_symlinks=False)]
+    masked = [top.path for top in tops if top.name not in SYSTEM_DIRECTORIES]
     inside = [path for path in jail.readable if os.path.exists(path) and "/" + path.split("/")[1] in masked]
     held = {path: os.open(path, os.O_PATH) for path in inside}
     for top in masked:
@@ -210,7 +201,7 @@ def make_landlock_rules(jail: Jail) -> None:
             os.close(place)
 
 
-def enter_child(jail: Jail, memory_bytes: int, descriptors: Sequence[int]) -> None:
+def enter_child(jail: Jail, memory_bytes: int, descriptors: list[int]) -> None:
     """In the fresh child: take on every limit, and keep no descriptor but these, as 0, 1, 2 and perhaps 3."""
     os.setsid()
     if jail.group is not None and jail.user is not None:  # an ordinary user may not write this
@@ -239,4 +230,4 @@ def enter_child(jail: Jail, memory_bytes: int, descriptors: Sequence[int]) -> No
         os.setresuid(jail.user, jail.user, jail.user)
     check(kernel.capset(*NO_CAPABILITIES))  # whichever user we are
     if jail.on("seccomp filter") and not jail.filtered:
-        seccomp.install(jail.rules or seccomp.make_filter(os.getpid()))
+        kernel.install_filter(jail.rules or kernel.make_filter(os.getpid()))

@@ -1,16 +1,16 @@
 """Messages between the caller, its servers, the judges and the programs, and the codec for plain data.
 
-A message is a dict as JSON with its length in front, on a socket; file descriptors travel beside it. What a
-program must not see passes by as the descriptor of a file in memory that nobody reads on the way. Arguments
-and results between a judge and a program are packed by a strict codec, because a program may send anything.
+A message is a dict as JSON with its length in front, on a socket; file descriptors travel beside it. Texts
+that nobody on the way may see are files in memory. Judge and program pack values by a strict codec, because a
+program may send anything.
 """
 
+import itertools
 import json
 import os
 import re
 import socket
 import struct
-from collections.abc import Sequence
 
 RPC_BYTES, RPC_DEPTH = 16 << 20, 200  # longest message of a judge or program, deepest nesting of a value
 SHOWN = 2000  # characters of a value or a traceback in a result
@@ -18,11 +18,12 @@ SHOWN = 2000  # characters of a value or a traceback in a result
 READERS = {int: int.__index__, float: float.__float__, complex: complex.__complex__}
 READERS |= {str: str.__str__, bytes: bytes.__bytes__, dict: dict.items}
 READERS |= {kind: kind.__iter__ for kind in (list, tuple, set, frozenset)}
+MAKERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+MAKERS |= {"complex": lambda parts: complex(*parts)}
+MAKERS |= {"dict": lambda parts: dict(zip(parts[::2], parts[1::2], strict=True))}
 
 
-def send(
-    channel: socket.socket, message: dict, descriptors: Sequence[int] = (), data: Sequence[memoryview] = ()
-) -> None:
+def send(channel: socket.socket, message: dict, descriptors: list[int] = (), data: list = ()) -> None:
     """Send a message, with `data` after it. The descriptors go with it and are closed here."""
     text = json.dumps(message).encode()
     parts = [struct.pack("!Q", len(text)) + text, *data]
@@ -60,7 +61,7 @@ def receive(channel: socket.socket, limit: int = 1 << 30, most_files: int = 0) -
 
 
 def memory_file(text: str) -> int:
-    """A descriptor of a file in memory, to be read from its start."""
+    """The descriptor of a new file in memory with this text."""
     descriptor = os.memfd_create("sandbox")
     os.pwrite(descriptor, text.encode("utf-8", "surrogatepass"), 0)
     return descriptor
@@ -98,12 +99,12 @@ def pack(value: object, depth: int = 0) -> object:
         return value
     if kind is int:
         return {"int": hex(value)}
-    if kind is complex:
-        return {"complex": [value.real.hex(), value.imag.hex()]}
     if kind is bytes:
         return {"bytes": value.hex()}
+    if kind is complex:
+        value = value.real, value.imag
     if kind is dict:
-        return {"dict": [[pack(k, depth + 1), pack(v, depth + 1)] for k, v in value]}
+        value = itertools.chain.from_iterable(value)
     return {kind.__name__: [pack(item, depth + 1) for item in value]}
 
 
@@ -116,14 +117,6 @@ def unpack(packed: object, depth: int = 0) -> object:
     ((kind, content),) = packed.items()
     if kind == "int":
         return int(content, 16)
-    if kind == "complex":
-        real, imaginary = content
-        return complex(float.fromhex(real), float.fromhex(imaginary))
     if kind == "bytes":
         return bytes.fromhex(content)
-    if type(content) is not list:
-        raise ValueError("not packed data")
-    if kind == "dict":
-        return {unpack(key, depth + 1): unpack(value, depth + 1) for key, value in content}
-    make = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind]
-    return make(unpack(item, depth + 1) for item in content)
+    return MAKERS[kind]([unpack(item, depth + 1) for item in content])

@@ -1,12 +1,12 @@
 """The keeper and its servers: the processes that fork a child for each test.
 
-The *keeper* is a fresh interpreter, never a fork of the process that imported torch, and forks a *server* for
-each channel that it is sent. A server forks a child for each test, holds it to its limits, and reports how it
-ended. For a program with many tests it first forks a *zygote*, which compiles the program, imports the
-standard modules that it names at its top, and serves its tests in the same way. Judges run like programs. No
-state passes from test to test, and a program finds no module, path or name of this project.
+The *keeper* is a fresh interpreter and forks a *server* for each channel that it is sent. A server forks a
+child for each test or, for a program with many tests, first a *zygote*, which compiles the program, imports
+what it names at its top, and serves its tests in the same way. Judges run like programs. No state passes from
+test to test, and a program finds no module, path or name of this project.
 """
 
+import ast
 import builtins
 import contextlib
 import gc
@@ -20,94 +20,69 @@ import signal
 import socket
 import sys
 import time
-from types import CodeType
-from typing import NoReturn
 
-from isolation.judge import judge
-from isolation.kernel import PR_SET_CHILD_SUBREAPER, fork, libc
+from isolation.child import compile_program, judge, run_program
+from isolation.kernel import PR_SET_CHILD_SUBREAPER, check, clear, empty, fork, libc, tree_bytes
 from isolation.layers import FILE_BYTES, Jail, enter_child, group_directory, isolate, kernel_kills, write_file
 from isolation.messages import contents, receive, send
-from isolation.processes import empty, kill_tree, tree_bytes
-from isolation.program import candidate_traceback, compile_program, load_early, run_program
 
 WATCH_SECONDS = 0.05  # how often the memory of a test's processes is looked at
 # Most programs of contests import these, so they are there before the fork. Modules that are rarer, or that
 # bring libraries of C, each of which makes every fork slower, are loaded for programs that name them.
 LOADED_EARLY = "bisect collections copy functools heapq itertools math random re string typing".split()
+NEVER_LOADED_EARLY = "antigravity idlelib lib2to3 site test this tkinter turtle turtledemo".split()
 
 
-class Capture:
-    """What the processes of one test print: two pipes, and the jail's buffers into which they are read."""
+class Stream:
+    """What the processes of a test write to one stream: a pipe, and a buffer into which it is read."""
 
-    def __init__(self, jail: Jail, limit: int) -> None:
-        if not jail.buffers or len(jail.buffers[0]) <= limit:
-            private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            jail.buffers = (mmap.mmap(-1, limit + 1, private), mmap.mmap(-1, limit + 1, private))
-            for buffer in jail.buffers:
-                buffer.madvise(mmap.MADV_DONTFORK)  # no later child may find what this one printed
-        if jail.user is not None:
-            libc.setfsuid(jail.user)  # a program that opens /dev/stdout must own the pipe
-        (self.out, out_end), (self.err, err_end) = os.pipe(), os.pipe()
-        if jail.user is not None:
-            libc.setfsuid(0)  # programs have another user only where we are root
-        self.ends = (out_end, err_end)  # of the program
-        self.limit, self.lengths = limit, {self.out: 0, self.err: 0}
-        self.buffers = dict(zip(self.lengths, jail.buffers, strict=True))
+    def __init__(self, limit: int) -> None:
+        self.reader, self.writer = os.pipe()
+        # Freed before the next test, so no later child finds what this one printed.
+        self.buffer = mmap.mmap(-1, limit + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.length = 0
 
-    def read(self, descriptor: int) -> int:
+    def read(self) -> int:
         """Read what there is, up to one byte more than the limit. Returns the number of bytes."""
-        room = memoryview(self.buffers[descriptor])[self.lengths[descriptor] : self.limit + 1]
-        count = os.readv(descriptor, [room])
-        self.lengths[descriptor] += count
+        count = os.readv(self.reader, [memoryview(self.buffer)[self.length :]])
+        self.length += count
         return count
 
-    def too_much(self) -> bool:
-        return sum(self.lengths.values()) > self.limit
 
-    def read_rest(self) -> None:
-        """Read what is left in the pipes when nobody can write any more, and close them."""
-        for descriptor in (self.out, self.err):
-            while not self.too_much() and self.read(descriptor):
-                pass
-            os.close(descriptor)
+def run_test(channel: socket.socket, jail: Jail, message: dict, given: list[int], code: object) -> None:
+    """Fork a child for one test, hold it to its limits, and report how it ended and what it printed.
 
-
-def run_test(
-    channel: socket.socket, jail: Jail, message: dict, given: list[int], code: CodeType | None
-) -> dict:
-    """Fork a child for one test, hold it to its limits, and report how it ended.
-
-    Args:
-        given: descriptors: standard input, the program (unless `code` has it), the channel of calls.
-        code: the compiled program, in a zygote.
-    Returns: the report. The captured output is in jail.buffers.
+    `given` are descriptors: standard input, the program unless a zygote has its `code`, the channel of calls.
     """
     calls = [] if message["kind"] == "io" else given[-1:]
     # Before the fork, after which each page that is touched is copied.
-    capture = Capture(jail, message["output"])
-    peak, ended, at_deadline = 0, "", "time"
+    libc.setfsuid(jail.user or 0)  # a program that opens /dev/stdout must own the pipe
+    out, err = Stream(message["output"]), Stream(message["output"])
+    libc.setfsuid(0)  # programs have another user only where we are root
+    streams = {out.reader: out, err.reader: err}
+    kills, peak, ended, at_deadline = kernel_kills(jail), 0, "", "time"
     poller = select.poll()
-    for descriptor in (capture.out, capture.err):
-        poller.register(descriptor, select.POLLIN)
+    for reader in streams:
+        poller.register(reader, select.POLLIN)
     for descriptor in (channel.fileno(), *calls * (message["kind"] == "assert")):
         poller.register(descriptor, select.POLLRDHUP)  # the caller or the judge has gone
     began = time.perf_counter()
     deadline, next_look = began + message["seconds"], began + WATCH_SECONDS
-    pid = fork()
+    pid = check(fork())
     if pid == 0:
-        live(jail, message, given, capture.ends, code)
-    for end in capture.ends:
-        os.close(end)
+        live(jail, message, [given[0], out.writer, err.writer, *calls], code or given[1])
+    for stream in streams.values():
+        os.close(stream.writer)
     exited = os.pidfd_open(pid)
     poller.register(exited, select.POLLIN)
     while not ended:
         pause = min(next_look, deadline) - time.perf_counter()
         ready = {number for number, _ in poller.poll(max(0.0, pause) * 1000 + 0.5)}
         now = time.perf_counter()
-        for descriptor in ready.intersection(capture.lengths):
-            if not capture.read(descriptor):
-                poller.unregister(descriptor)
-        if capture.too_much():
+        for reader in ready.intersection(streams):
+            if not streams[reader].read():
+                poller.unregister(reader)
+        if out.length + err.length > message["output"]:
             ended = "output"
         elif exited in ready:
             break
@@ -126,66 +101,74 @@ def run_test(
     if ended:
         os.kill(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
-    kill_tree(jail.proc)
-    capture.read_rest()
+    clear(jail.proc, jail.home)
+    for stream in streams.values():
+        while stream.read():  # what is left, now that nobody can write any more
+            pass
+        os.close(stream.reader)
     os.close(exited)
-    empty(jail.home)
-    if jail.group is not None and (kills := kernel_kills(jail)) > jail.kernel_kills:
-        jail.kernel_kills, ended = kills, "memory"
-    return {
-        "ended": ended or ("output" if capture.too_much() else ""),
+    if out.length + err.length > message["output"]:
+        ended = ended or "output"
+    report = {
+        "ended": "memory" if kernel_kills(jail) > kills else ended,
         "exit_code": os.waitstatus_to_exitcode(status),
-        "out": capture.lengths[capture.out],
-        "err": capture.lengths[capture.err],
         "seconds": seconds,
         "peak": max(peak, usage.ru_maxrss * 1024),
+        "printed": [out.length, err.length],
     }
+    send(channel, report, data=[memoryview(stream.buffer)[: stream.length] for stream in (out, err)])
 
 
-def live(
-    jail: Jail, message: dict, given: list[int], outputs: tuple[int, int], code: CodeType | None
-) -> NoReturn:
-    """The life of a test's child, with the arguments of `run_test`: it runs the program, or it judges."""
+def live(jail: Jail, message: dict, kept: list[int], given: object) -> None:
+    """The life of a test's child. `kept` are its descriptors: 0, 1, 2, and 3 for calls of an assert test."""
     exit_code = 1
     try:
-        program = code or contents(given[1])
-        calls = [] if message["kind"] == "io" else given[-1:]
-        enter_child(jail, message["memory"], [given[0], *outputs, *calls])
-        channel = socket.socket(fileno=3) if calls else None
+        program = contents(given) if isinstance(given, int) else given
+        enter_child(jail, message["memory"], kept)
+        calls = socket.socket(fileno=3) if len(kept) > 3 else None
         gc.enable()
         if message["kind"] == "judge":
-            sys.stdout = sys.stderr = open(os.devnull, "w")
-            os.write(1, json.dumps(judge(json.loads(program), channel)).encode())
-            exit_code = 0
-        else:
-            exit_code = run_program(program, message["entry_point"], channel)
+            judge(calls, **json.loads(program))
+        exit_code = run_program(program, message["entry_point"], calls)
     finally:
         os._exit(exit_code)
 
 
-def serve_program(channel: socket.socket, jail: Jail, message: dict, program: int) -> NoReturn:
+def load_early(source: str) -> None:
+    """Import the standard modules that a program imports at its top, once for all of its tests."""
+    names = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    for name in sorted(names):
+        top = name.partition(".")[0]
+        if top in sys.stdlib_module_names | {"numpy"} and top not in NEVER_LOADED_EARLY:
+            with contextlib.suppress(Exception):  # the program's own import will raise it again
+                __import__(name)
+
+
+def serve_program(channel: socket.socket, jail: Jail, message: dict, program: int) -> None:
     """A zygote's life: compile the program within its limits, and serve its tests."""
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    code, reply = None, {}
-    jail.buffers = ()  # the server's were not forked
     try:
         source = contents(program)
         resource.setrlimit(resource.RLIMIT_AS, (message["memory"] + FILE_BYTES, resource.RLIM_INFINITY))
         try:
             code = compile_program(source)
             load_early(source)
-        except BaseException as error:
-            verdict = "out of memory" if isinstance(error, MemoryError) else "exception"
-            reply = {"verdict": verdict, "traceback": candidate_traceback(error)}
+        except BaseException:
+            code = source  # each test will say what is wrong
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         gc.freeze()
-        send(channel, reply)
+        send(channel, {})
         serve(channel, jail, code)
     finally:
         os._exit(0)
 
 
-def serve(channel: socket.socket, jail: Jail, code: CodeType | None = None) -> None:
+def serve(channel: socket.socket, jail: Jail, code: object = None) -> None:
     """Run tests, or fork a zygote that does, until the caller has gone."""
     zygote = 0
     while True:
@@ -193,38 +176,45 @@ def serve(channel: socket.socket, jail: Jail, code: CodeType | None = None) -> N
             message, given = receive(channel, most_files=3)
         except EOFError:
             return
-        if jail.group is not None and message.get("memory", jail.memory_held) != jail.memory_held:
-            jail.memory_held = message["memory"]
-            write_file(jail.group, "memory.max", str(jail.memory_held + FILE_BYTES))  # with our own share
+        if jail.group is not None and "memory" in message:
+            write_file(jail.group, "memory.max", str(message["memory"] + FILE_BYTES))  # with our own share
         if message["kind"] == "zygote":
-            zygote = fork()
+            zygote = check(fork())
             if not zygote:
                 channel.close()
                 serve_program(socket.socket(fileno=given[0]), jail, message, given[1])
         elif message["kind"] == "end":
             os.kill(zygote, signal.SIGKILL)
-            kill_tree(jail.proc)
-            empty(jail.home)
-            if jail.group is not None:
-                jail.kernel_kills = kernel_kills(jail)  # the zygote has reported its own
+            clear(jail.proc, jail.home)
             send(channel, {})
         else:
-            report = run_test(channel, jail, message, given, code)
-            pairs = zip(jail.buffers, (report["out"], report["err"]), strict=True)
-            send(channel, report, data=[memoryview(buffer)[:length] for buffer, length in pairs])
+            run_test(channel, jail, message, given, code)
         for descriptor in given:
             os.close(descriptor)
 
 
+def become_server(channel: socket.socket, home: str, readable: list[str], modules: list[str]) -> None:
+    """A server's life: load what its programs need, enter the layers, say which are on, and serve."""
+    os.setsid()  # where the kernel shares out cores by session, to each server its part
+    for name in modules:
+        __import__(name)
+    gc.collect()
+    gc.freeze()
+    jail = isolate(home, readable)
+    os.environ |= {"HOME": home, "TMPDIR": home}
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    send(channel, {"layers": jail.layers, "pid": jail.pid})
+    serve(channel, jail)
+
+
 def forget_project(directory: str) -> None:
     """Remove this project from what a program can find: modules, directories, its name in `__main__`."""
-    package = __name__.partition(".")[0]
     sys.path.remove(directory)
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
         del sys.modules[name]
-    for path in (directory, os.path.join(directory, package)):
+    for path in (directory, os.path.join(directory, __package__)):
         del sys.path_importer_cache[path]
-    del sys.modules["__main__"].__dict__[package]
+    del sys.modules["__main__"].__dict__[__package__]
 
 
 def mimic_fresh_interpreter() -> None:
@@ -239,20 +229,6 @@ def mimic_fresh_interpreter() -> None:
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     builtins.exit = builtins.quit = sys.exit  # the site module, which we do without, has them
     sys.argv = ["solution.py"]
-
-
-def become_server(channel: socket.socket, home: str, readable: list[str], modules: list[str]) -> Jail:
-    """In the fork: load what its programs need, enter the layers, and report to the caller which are on."""
-    os.setsid()  # where the kernel shares out cores by session, to each server its part
-    for name in modules:
-        __import__(name)
-    gc.collect()
-    gc.freeze()
-    jail = isolate(home, readable)
-    os.environ |= {"HOME": home, "TMPDIR": home}
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    send(channel, {"layers": jail.layers, "pid": jail.pid})
-    return jail
 
 
 def keep() -> None:
@@ -289,20 +265,18 @@ def keep() -> None:
             if servers[-1] == 0:
                 try:
                     channel.close()
-                    channel = socket.socket(fileno=descriptor)
-                    serve(channel, become_server(channel, home, readable, request["modules"]))
+                    become_server(socket.socket(fileno=descriptor), home, readable, request["modules"])
                 finally:
                     os._exit(0)
             os.close(descriptor)
     except EOFError:
         pass
     finally:
-        try:
+        with contextlib.suppress(ChildProcessError):
             while os.wait():
                 pass
-        except ChildProcessError:
-            empty(homes)
-            os.rmdir(homes)
+        empty(homes)
+        os.rmdir(homes)
         for server in servers:
             with contextlib.suppress(OSError):  # there may be no group
                 os.rmdir(group_directory(server))

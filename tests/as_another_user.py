@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from isolation import kernel, seccomp  # noqa: E402
+from isolation import kernel  # noqa: E402
 
 NOBODY, NOBODY_ELSE = 65534, 65533  # two users: both modes may run side by side, each with its own limits
 
@@ -55,7 +55,7 @@ if __name__ == "__main__":
     if arguments[:1] == ["--no-namespaces"]:
         del arguments[0]
         libc.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        seccomp.CLOSED_CALLS = "unshare 272 97 setns 308 268 mount 165 40 mount_setattr 442 442"
-        seccomp.install(seccomp.make_filter(None))
+        kernel.CLOSED_CALLS = "unshare 272 97 setns 308 268 mount 165 40 mount_setattr 442 442"
+        kernel.install_filter(kernel.make_filter(None))
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nonexistent"}
     os.execv(sys.executable, [sys.executable, *arguments])

@@ -279,14 +279,14 @@ HARMS = {
     "  if os.path.isdir(d):\n"
     "    attempt(d, lambda: write(d + '/attack-left-this'))\n    attempt(d, lambda: os.mkdir(d + '/attack-left-this'))\n"
     "    attempt(d, lambda: os.symlink('x', d + '/attack-left-this'))\n    attempt(d, lambda: os.mkfifo(d + '/attack-left-this'))",
-    "change what is there": "for p in (PROJECT + '/sandbox.py', PROJECT + '/isolation/judge.py', OUTSIDE + '/canary', os.__file__):\n"
+    "change what is there": "for p in (PROJECT + '/sandbox.py', PROJECT + '/isolation/child.py', OUTSIDE + '/canary', os.__file__):\n"
     "  attempt(p, lambda: open(p, 'r+'))\n  attempt(p, lambda: os.truncate(p, 0))\n  attempt(p, lambda: os.unlink(p))\n"
     "  attempt(p, lambda: os.rename(p, 'mine'))\n  attempt(p, lambda: os.link(p, 'mine'))\n  attempt(p, lambda: os.chmod(p, 0))\n"
     "  attempt(p, lambda: os.utime(p))\n  attempt(p, lambda: os.setxattr(p, 'user.x', b'x'))\n"
     "  attempt(p, lambda: os.chown(p, os.getuid(), os.getgid()))",
     "links to what is there": "os.symlink(OUTSIDE + '/canary', 'way')\nattempt('read', lambda: read('way'))\nattempt('write', lambda: open('way', 'a'))\n"
     "os.symlink(OUTSIDE, 'ways')",
-    "read what is there": "for p in (PROJECT + '/sandbox.py', PROJECT + '/isolation/judge.py', TESTS + '/test_attacks.py', OUTSIDE + '/canary', '/etc/shadow', '/root/.profile', '/root/.bashrc',\n"
+    "read what is there": "for p in (PROJECT + '/sandbox.py', PROJECT + '/isolation/child.py', TESTS + '/test_attacks.py', OUTSIDE + '/canary', '/etc/shadow', '/root/.profile', '/root/.bashrc',\n"
     "          '/var/log/dpkg.log', '/proc/kcore', '/proc/kallsyms' * 0 or '/proc/kcore', '/dev/mem', '/dev/sda', '/dev/vda', '/dev/kmsg'):\n"
     "  attempt(p, lambda: read(p))\nfor d in (PROJECT, OUTSIDE, '/root', '/home', '/tmp'): attempt(d, lambda: os.listdir(d) or False)",
     "secrets in its environment": "t = repr(os.environ) + str(glob.glob('/proc/self/environ') and open('/proc/self/environ').read() if os.access('/proc/self/environ', 4) else '')\n"

@@ -13,7 +13,7 @@ import pytest
 
 import sandbox as sandbox_module
 from formats.evalplus import read_row
-from isolation import client, processes
+from isolation import client, kernel
 from isolation.client import ZYGOTE_CHARACTERS, Client, Server, imported
 from isolation.messages import SHOWN
 from sandbox import NOT_RUN, AssertTest, IoTest, Job, Limits, Sandbox, Verdict, outputs_match
@@ -661,6 +661,25 @@ def test_a_dead_server_costs_one_test():
         assert one.run([Job("print(1)", (IoTest("", "1"),))])[0][0].verdict == Verdict.PASSED
 
 
+def test_a_server_that_is_lost_after_a_zygotes_last_result_adds_none(monkeypatch):
+    send, ended = client.send, []
+    with Sandbox(workers=1, overcommit=0) as one:
+        keeper = one._keeper.process.pid
+
+        def send_to_dead_servers(channel, message, *rest):
+            if message.get("kind") == "end":
+                ended.append(message)
+                for server in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split():
+                    os.kill(int(server), signal.SIGKILL)
+            send(channel, message, *rest)
+
+        monkeypatch.setattr(client, "send", send_to_dead_servers)
+        job = Job(f"print(input())\n{'#' * ZYGOTE_CHARACTERS}", (IoTest("a", "a"),) * 3)
+        for _ in range(2):
+            assert [result.verdict for result in one.run([job])[0]] == [Verdict.PASSED] * 3
+    assert len(ended) == 2
+
+
 def test_an_exception_that_a_test_expects_has_the_programs_message_and_type(sandbox):
     test = "try:\n  f(1)\n  assert False\nexcept (KeyError, OSError) as error:\n  assert 'word' in str(error)"
     programs = [
@@ -732,9 +751,9 @@ def test_a_process_that_ends_while_its_memory_is_looked_at_has_none(monkeypatch)
             return b"Pss: 600000 kB" if name == "smaps_rollup" else b"150000 150000"
         return b"150000 150000" if len(seen) < 3 else b""
 
-    monkeypatch.setattr(processes, "descendants", lambda _: [1, 2])
-    monkeypatch.setattr(processes, "read_proc", read)
-    assert processes.tree_bytes(0, 1 << 30) == 600000 * 1024
+    monkeypatch.setattr(kernel, "descendants", lambda _: [1, 2])
+    monkeypatch.setattr(kernel, "read_proc", read)
+    assert kernel.tree_bytes(0, 1 << 30) == 600000 * 1024
 
 
 def test_after_three_timeouts_the_rest_is_not_run(sandbox):
