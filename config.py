@@ -109,6 +109,16 @@ class Config:
         """The model's tokenizer and chat template. Raises: ValueError if they cannot be used."""
         return Chat(load_tokenizer(self.model, self.chat_template, self.gguf_file), self.template_options)
 
+    def check_ranks(self, ranks: int) -> None:
+        """Raises: ValueError if so many ranks cannot share the work."""
+        learners = ranks - self.rollout_ranks
+        if learners < 1:
+            raise ValueError(f"rollout_ranks {self.rollout_ranks} leaves no rank of {ranks} to train")
+        if self.minibatch_episodes % learners:
+            raise ValueError(
+                f"minibatch_episodes {self.minibatch_episodes} does not divide by {learners} ranks that train"
+            )
+
     @property
     def state_dtype(self) -> str:
         """Number type of weights and optimiser state."""

@@ -21,7 +21,6 @@ Not here: tensor parallelism, mixtures of experts when sharded (their checkpoint
 import contextlib
 import importlib.util
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -89,29 +88,6 @@ def friendly_errors(program: str) -> Iterator[None]:
         memory = isinstance(error, torch.OutOfMemoryError)
         print(f"{program}: {OUT_OF_MEMORY if memory else str(error).partition(chr(10))[0]}", file=sys.stderr)
         sys.exit(2)
-
-
-class StopRequest:
-    """Called, says whether SIGTERM or Ctrl-C has arrived since it was first called.
-
-    Before that, and for the second signal, the process ends at once: nothing can be lost yet, or it shall be.
-    """
-
-    def __init__(self) -> None:
-        self.watched = self.received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def __call__(self) -> bool:
-        self.watched = True
-        return self.received
-
-    def _note(self, number: int, _frame: object) -> None:
-        if self.received or not self.watched:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.received = True
-        os.write(2, b"\nstopping at the next point where no work is lost; press again to stop at once\n")
 
 
 # ---- ranks -------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ iteration and its place in the batch alone: neither ranks nor a stop change what
 """
 
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -64,7 +66,12 @@ def load_splits(config: Config, chat: Chat) -> list[Sequence[Problem]]:
     if rank() == 0 and one_for_all_splits(config.problems) and not config.holdout and any(names[1:]):
         told = "is train, valid and test at once; --holdout 0.1 keeps a tenth of it for the last two"
         print(f"{config.problems} {told}")
-    return [load_split(config, name, chat) for name in names]
+    splits = [load_split(config, name, chat) for name in names]
+    if names[2] and len(splits[2]) < 2:
+        raise ValueError(
+            "the table before and after needs two test problems, for random feedback comes from another"
+        )
+    return splits
 
 
 class Sampler:
@@ -103,6 +110,29 @@ class Sampler:
         drawn = draw_problems(self.training, iteration, self.config)
         first, settings = iteration * self.config.batch_episodes, self.config.sampling()
         return self.sample(policy, drawn, settings, self.config.seed + 1, first, self.training)
+
+
+class StopRequest:
+    """Called, says whether SIGTERM or Ctrl-C has arrived since it was first called.
+
+    Before that, and for the second signal, the process ends at once: nothing can be lost yet, or it shall be.
+    """
+
+    def __init__(self) -> None:
+        self.watched = self.received = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def __call__(self) -> bool:
+        self.watched = True
+        return self.received
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.received or not self.watched:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = True
+        os.write(2, b"\nstopping at the next point where no work is lost; press again to stop at once\n")
 
 
 class EpisodeSource:

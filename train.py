@@ -40,7 +40,7 @@ from checkpoints import RunDirectory, export, read_prefetched, restore_checkpoin
 from config import Config, parse_config
 from data import Problem
 from distributed import as_forward, gather, load_model, rank, ranks
-from episodes import EpisodeSource, Sampler, load_splits, sample_for_learners
+from episodes import EpisodeSource, Sampler, StopRequest, load_splits, sample_for_learners
 from evaluate import before_and_after, dialog_statistics, record, summarise
 from rollout import Episode, show
 from sampling import check_architecture, check_logits
@@ -304,13 +304,7 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
         config = replace(config, device=device)
         if sandbox.layers_off and rank() == 0:
             print(f"sandbox: {sandbox.layers_off}", file=sys.stderr)
-        learners = ranks() - config.rollout_ranks
-        if learners < 1:
-            raise ValueError(f"rollout_ranks {config.rollout_ranks} leaves no rank of {ranks()} to train")
-        if config.minibatch_episodes % learners:
-            raise ValueError(
-                f"minibatch_episodes {config.minibatch_episodes} does not divide by {learners} training ranks"
-            )
+        config.check_ranks(ranks())
         run = RunDirectory(Path(config.output), bool(config.resume))
         if not config.model:
             config = replace(config, model=str(run.path.parent / "toy-base"))
@@ -321,10 +315,6 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
         check_architecture(distributed.load_config(config.model, config.gguf_file), config.context)
         chat = config.chat()
         training, valid, test = load_splits(config, chat)
-        if test and len(test) < 2:
-            raise ValueError(
-                "the table before and after needs two test problems, for random feedback comes from another"
-            )
         sampler = Sampler(config, chat, sandbox, training)
         first = run.progress["iteration"]
         prefetched = read_prefetched(run.newest) if run.newest and first < config.iterations else []
@@ -408,4 +398,4 @@ if __name__ == "__main__":
             text, fits = report(config, config.ranks, config.gpu_gib * GIB)
             print(text)
             sys.exit(0 if fits else 2)
-        train(config, distributed.StopRequest())
+        train(config, StopRequest())

@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import toy
 from checkpoints import check_replaceable, checkpoints, export
 from config import Config
-from distributed import StopRequest, load_model, load_tokenizer, process_group, rank, split_teams
-from episodes import for_sampling
+from distributed import load_model, load_tokenizer, process_group, rank, split_teams
+from episodes import StopRequest, for_sampling
 from rollout import RolloutSettings, rollout
 from sandbox import Sandbox
 from train import train
