@@ -12,7 +12,9 @@ is killed at any moment goes on from its newest checkpoint as if it had not been
 
 import json
 import os
+import pickle
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -21,6 +23,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -33,6 +37,13 @@ from transformers import PreTrainedModel
 from distributed import barrier, empty_copy, rank, team
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP on one process, as intended
+# What DCP's own metadata consists of.
+DCP_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+DCP_RECORDS = """
+Metadata MetadataIndex TensorStorageMetadata BytesStorageMetadata ChunkStorageMetadata StorageMeta
+TensorProperties _MEM_FORMAT_ENCODING _StorageInfo
+""".split()
+OTHER_RECORDS = (("torch", "Size"), ("pathlib", "PosixPath"), ("torch.serialization", "_get_layout"))
 
 
 # ---- files and directories that are always whole -----------------------------------------------------------
@@ -85,7 +96,13 @@ class RunDirectory:
         saved = self.checkpoints()
         if not resume and (saved or (path / "result.json").exists()):
             raise ValueError(f"{path} holds a run: go on with --resume {path}, or give another --output")
-        self.newest = saved[-1] if resume and saved else None
+        damaged = {directory: reason for directory in saved if (reason := damage(directory))}
+        for directory, reason in damaged.items():
+            if rank() == 0:
+                print(f"{directory} is damaged and left out: {reason}", file=sys.stderr)
+        if saved and len(damaged) == len(saved):
+            raise ValueError(f"no checkpoint of {path} is whole: it cannot be resumed")
+        self.newest = [directory for directory in saved if directory not in damaged][-1] if saved else None
         self.progress = {"iteration": 0, "best": -1.0, "before": None, "metrics.jsonl": 0, "dialogs.txt": 0}
         if self.newest:
             self.progress = json.loads((self.newest / "about.json").read_text())
@@ -101,6 +118,9 @@ class RunDirectory:
             if not resume:
                 shutil.rmtree(self.path / "checkpoints", ignore_errors=True)  # only unfinished ones are there
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            for later in self.checkpoints():
+                if self.newest and later > self.newest:
+                    shutil.rmtree(later)  # damaged
             (self.path / "result.json").unlink(missing_ok=True)
             write_whole(self.path / "config.json", json.dumps(config, indent=1))
             for name in ("metrics.jsonl", "dialogs.txt"):
@@ -130,17 +150,17 @@ class RunDirectory:
 
 
 def _state(trained: dict[str, tuple]) -> dict:
-    """All that changes while training, as DCP takes it: sharded tensors under the names of the parameters.
+    """All tensors that change while training, as DCP takes them: sharded, under the names of the parameters.
 
-    No state of random number generators: what is random in an iteration depends on seed and iteration alone.
+    Nothing else is kept there. Learning rates follow from the number of updates, and what is random in an
+    iteration from seed and iteration, so there are no states of schedules and generators.
     """
     return {
         name: {
             "network": get_model_state_dict(network),
-            "optimiser": get_optimizer_state_dict(network, optimiser),
-            "schedule": schedule.state_dict(),
+            "optimiser": {"state": get_optimizer_state_dict(network, optimiser)["state"]},
         }
-        for name, (network, optimiser, schedule) in trained.items()
+        for name, (network, optimiser, _) in trained.items()
     }
 
 
@@ -152,24 +172,46 @@ def save_checkpoint(
     Args:
         trained: name to (network, optimiser, schedule); about: plain JSON, for about.json.
         prefetched: episodes that were sampled before their turn, as plain JSON.
+    Raises: OSError, one sentence, if it cannot be written; the older ones are left as they are.
     """
     beside = directory.with_name(directory.name + ".partial")
     if rank() == 0:
         shutil.rmtree(beside, ignore_errors=True)
     barrier()
-    dcp.save(_state(trained), checkpoint_id=beside, process_group=team(), no_dist=not dist.is_initialized())
-    if rank() == 0:
-        (beside / "about.json").write_text(json.dumps(about))
-        (beside / "prefetched.json").write_text(json.dumps(prefetched))
-        replace_whole(directory, beside)
-        for old in checkpoints(directory.parent)[:-keep]:
-            shutil.rmtree(old)
+    try:
+        alone = {"process_group": team(), "no_dist": not dist.is_initialized()}
+        dcp.save(_state(trained), checkpoint_id=beside, **alone)
+        if rank() == 0:
+            (beside / "prefetched.json").write_text(json.dumps(prefetched))
+            sizes = {path.name: path.stat().st_size for path in beside.iterdir()}
+            (beside / "about.json").write_text(json.dumps(about | {"files": sizes}))
+            replace_whole(directory, beside)
+            for old in checkpoints(directory.parent)[:-keep]:
+                shutil.rmtree(old)
+    except (OSError, RuntimeError, CheckpointException) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        reason = str(error).strip().rpartition("\n")[2]
+        raise OSError(f"{directory} could not be written ({reason}); older checkpoints are whole") from error
     barrier()
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The whole checkpoints in a directory, oldest first."""
+    """The checkpoints in a directory, oldest first."""
     return sorted(path for path in directory.glob("*") if path.name.isdigit())
+
+
+def damage(directory: Path) -> str:
+    """What is wrong with the files of a checkpoint; empty if it is whole."""
+    try:
+        about = json.loads((directory / "about.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"about.json cannot be read: {error}"
+    for name, size in about.get("files", {".metadata": None}).items():
+        if not (directory / name).exists():
+            return f"{name} is missing"
+        if size not in (None, found := (directory / name).stat().st_size):
+            return f"{name} has {found} bytes instead of {size}"
+    return ""
 
 
 def read_prefetched(directory: Path) -> list:
@@ -178,14 +220,55 @@ def read_prefetched(directory: Path) -> list:
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def restore_checkpoint(directory: Path, trained: dict[str, tuple]) -> None:
-    """Bring networks, optimisers and schedules to where they were, on any number of ranks."""
+class _MetadataUnpickler(pickle.Unpickler):
+    """DCP pickles its metadata. From a run that somebody else has made, only its plain records are read."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if name in DCP_RECORDS and module in DCP_MODULES or (module, name) in OTHER_RECORDS:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name), torch.dtype):
+            return getattr(torch, name)
+        raise ValueError(f"its .metadata names {module}.{name}, which no checkpoint needs")
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads a checkpoint without running anything that it says."""
+
+    def read_metadata(self, *_arguments, **_named) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _TensorsOnly(dcp.DefaultLoadPlanner):
+    """DCP would unpickle what is no tensor."""
+
+    def load_bytes(self, read_item, value) -> None:
+        raise ValueError(
+            f"the checkpoint has {read_item.dest_index.fqn} as something that is no tensor: not read"
+        )
+
+
+def restore_checkpoint(directory: Path, trained: dict[str, tuple], updates: int) -> None:
+    """Bring networks, optimisers and schedules to where they were after `updates`, on any number of ranks."""
     state = _state(trained)
-    dcp.load(state, checkpoint_id=directory, process_group=team(), no_dist=not dist.is_initialized())
+    alone = {"process_group": team(), "no_dist": not dist.is_initialized()}
+    try:
+        dcp.load(state, storage_reader=_Reader(directory), planner=_TensorsOnly(), **alone)
+    except CheckpointException as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        raise ValueError(f"{directory} cannot be read: {reason}") from error
     for name, (network, optimiser, schedule) in trained.items():
+        groups = get_optimizer_state_dict(network, optimiser)["param_groups"]
         set_model_state_dict(network, state[name]["network"])
-        set_optimizer_state_dict(network, optimiser, state[name]["optimiser"])
-        schedule.load_state_dict(state[name]["schedule"])
+        set_optimizer_state_dict(network, optimiser, state[name]["optimiser"] | {"param_groups": groups})
+        schedule.last_epoch = updates
+        for group, base, factor in zip(
+            optimiser.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(updates)
 
 
 # ---- models ------------------------------------------------------------------------------------------------

@@ -56,12 +56,19 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from value_head import layers_of, use_float32_logits
+
+disable_progress_bar()  # of loading and saving: they would stand among ours
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # never run or ask about a model's own code
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+OUT_OF_MEMORY = (
+    "out of GPU memory: lower --batch_rows (rollouts), --microbatch_tokens, --logits_chunk (updates), or try "
+    "--gradient_checkpointing, --no-gather_weights, --cpu_offload; --resume goes on from the last checkpoint"
+)
 # Long, because ranks wait for each other's rollouts; `process_group` notices a failed rank at once.
 TIMEOUT = timedelta(hours=4)
 
@@ -75,25 +82,35 @@ def friendly_errors(program: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
         if sys.flags.dev_mode:
             traceback.print_exc()
-        print(f"{program}: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        memory = isinstance(error, torch.OutOfMemoryError)
+        print(f"{program}: {OUT_OF_MEMORY if memory else str(error).partition(chr(10))[0]}", file=sys.stderr)
         sys.exit(2)
 
 
-def install_signal_handlers() -> Callable[[], bool]:
-    """From now on SIGTERM and Ctrl-C only make the result true; a second one ends the process at once."""
-    received: list[int] = []
+class StopRequest:
+    """Called, says whether SIGTERM or Ctrl-C has arrived since it was first called.
 
-    def note(number: int, _frame: object) -> None:
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
+    Before that, and for the second signal, the process ends at once: nothing can be lost yet, or it shall be.
+    """
+
+    def __init__(self) -> None:
+        self.watched = self.received = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def __call__(self) -> bool:
+        self.watched = True
+        return self.received
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.received or not self.watched:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = True
         os.write(2, b"\nstopping at the next point where no work is lost; press again to stop at once\n")
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, note)
-    return lambda: bool(received)
 
 
 # ---- ranks -------------------------------------------------------------------------------------------------

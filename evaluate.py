@@ -40,7 +40,7 @@ from rollout import FEEDBACK, Episode, RolloutSettings, fitting, rollout, too_lo
 from sampling import check_architecture, check_logits
 from sandbox import Sandbox, Verdict
 from sources import load_problems
-from tools import paper, plots
+from tools import paper, plan, plots
 
 COMPARED = "public_passed solved recovered repeats chrf false_positives solved_per_1000_tokens".split()
 OUTCOMES = ("no valid code", *(verdict.value for verdict in Verdict if verdict != Verdict.PASSED), "passed")
@@ -264,6 +264,7 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     check_architecture(text, context)
     model = load_model(args.model, args.device, args.dtype, args.attention, args.gguf_file)
     check_logits(model, len(tokenizer), context)
+    args.batch_rows = plan.rows_that_fit(model, context, args.batch_rows)
     problems = [
         replace(p, public_tests=p.public_tests[:cut], private_tests=p.public_tests[cut:] + p.private_tests)
         for p in split[: args.limit_problems or None]
@@ -361,7 +362,7 @@ def main() -> None:
     add("--top_p", type=float, default=0.95)
     add("--max_new_tokens", type=int, default=0, help="per response (default: an eighth of the context)")
     add("--context", type=int, default=8192, help="tokens of a dialog, at most the model's own limit")
-    add("--batch_rows", type=int, default=256, help="dialogs sampled at once")
+    add("--batch_rows", type=int, default=256, help="dialogs sampled at once, fewer where memory is short")
     add("--public_tests", type=int, default=0, help="use this many per problem; the others become private")
     add("--limit_problems", type=int, default=0, help="use the first problems only, this many")
     add("--examples", default="", help="JSON list of chat messages before every dialog (few-shot)")

@@ -144,8 +144,8 @@ class _Seats:
     `dialogs[:decoding]` decode, the others wait for their tests.
     """
 
-    def __init__(self) -> None:
-        self.cache = RaggedCache()
+    def __init__(self, context: int) -> None:
+        self.cache = RaggedCache(context)
         self.dialogs: list[_Dialog] = []
         self.decoding = 0
         self.testing: deque[_Dialog] = deque()  # wait for their tests, in the order in which they began to
@@ -288,7 +288,7 @@ def rollout(
             "random feedback comes from another problem: it needs problems with two different answers"
         )
     dialogs = _new_dialogs(problems, tokenizer, settings, seed, first_index)
-    ends, queue, seats = stop_ids(tokenizer), deque(dialogs), _Seats()
+    ends, queue, seats = stop_ids(tokenizer), deque(dialogs), _Seats(settings.context)
     bar = tqdm(total=len(dialogs), desc="rollout", unit="dialog", disable=not progress, leave=False)
     was_training = model.training
     model.eval()

@@ -37,7 +37,9 @@ class RaggedCache:
 
     is_compileable = False
 
-    def __init__(self) -> None:
+    def __init__(self, context: int) -> None:
+        """Args: context: tokens that a row may have at most, and so the capacity."""
+        self.context = context
         # Layer to keys and values, (rows, heads, capacity, head_dim); layers that share another's have none.
         self.stores: dict[int, list[torch.Tensor]] = {}
         self.lengths: list[int] = []
@@ -55,6 +57,7 @@ class RaggedCache:
             more_rows, more_tokens = len(self.lengths) - len(store), self.span - store.shape[2]
             if more_rows > 0 or more_tokens > 0:
                 more_tokens = -(-max(0, more_tokens) // CACHE_GROWTH) * CACHE_GROWTH
+                more_tokens = min(more_tokens, self.context - store.shape[2])
                 store = pad(store, (0, 0, 0, more_tokens, 0, 0, 0, max(0, more_rows)))
                 self.stores[layer][part] = store
             store[rows, :, self.positions] = new.transpose(1, 2)
@@ -219,7 +222,7 @@ def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> N
         return tail_logits(model, output, hidden).unflatten(0, (2, last))  # (2, last, V)
 
     def sampled(model: PreTrainedModel) -> torch.Tensor:
-        cache = RaggedCache()
+        cache = RaggedCache(length)
         cache.lengths = [0, 0]
         forward(model, cache, slice(0, 2), [long[: -2 * last], short[:-last]])
         cache.swap(0, 1)
@@ -228,6 +231,10 @@ def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> N
         logits = [forward(model, cache, slice(0, 2), [[token] for token in step]) for step in steps]
         return torch.stack(logits, dim=1).flip(0)  # (2, last, V)
 
+    # The number type of the computation; when sharded, that of the parameters may be another.
+    number_type = as_forward(lambda model: trunk_of(model)(ids[:, :1], use_cache=False)[0].dtype, model)
+    exact = number_type == torch.float32
+    limit = 1e-3 if exact else 0.1
     for path, function in {"training": trained, "sampling with a cache": sampled}.items():
         try:
             gap = (as_forward(function, model).log_softmax(-1) - own).abs()  # (2, last, V)
@@ -235,8 +242,8 @@ def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> N
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise ValueError(f"{name} is not supported: {path} fails with {reason}") from error
         # In half precision a router may send single tokens to another expert: there the median token counts.
-        exact = model.dtype == torch.float32
-        difference, limit = (gap.max(), 1e-3) if exact else (gap.mean(-1).median(), 0.03)
+        difference = (gap.max() if exact else gap.mean(-1).median()).item()
         if not difference < limit:
             wrong = f"{path} gives log-probs that differ by {difference:.2g} from the model's own"
             raise ValueError(f"{name} is not supported: {wrong}")
+        limit = limit if exact else max(0.03, 4 * difference)  # sampling rounds a few times as much

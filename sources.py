@@ -42,6 +42,8 @@ NO_TESTS = "have no public or no private tests"  # why problems are left out
 FILES = "read or write files instead of standard input and output"
 SMALL = 1 << 26  # problems of tables up to this size, in bytes, are made once and kept
 
+datasets.disable_progress_bars()  # they would stand among ours
+
 FORMATS = (  # the columns that a row must have, and the function that reads it
     ("task_id prompt entry_point canonical_solution base_input plus_input atol", evalplus.read_row),
     ("task_id prompt entry_point canonical_solution test", evalplus.read_row),

@@ -338,7 +338,8 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
         reference, trainable = load_networks(config)
         check_logits(trainable[0], len(tokenizer), config.context)
         if run.newest:
-            restore_checkpoint(run.newest, in_checkpoint(trainable))
+            updates = first * config.batch_episodes // config.minibatch_episodes
+            restore_checkpoint(run.newest, in_checkpoint(trainable), updates)
         run.seconds.setdefault("start", time.perf_counter() - began)
         run.begin(asdict(config) | {"resume": ""}, bool(config.resume))
         source = EpisodeSource(sampler, trainable[0], first, prefetched, stopped)
@@ -407,4 +408,4 @@ if __name__ == "__main__":
             text, fits = report(config, config.ranks, config.gpu_gib * GIB)
             print(text)
             sys.exit(0 if fits else 2)
-        train(config, distributed.install_signal_handlers())
+        train(config, distributed.StopRequest())

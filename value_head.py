@@ -95,4 +95,4 @@ class ValueModel(nn.Module):
         Ids (B, T) padded at the right, rows and columns (N,).
         """
         hidden = self.trunk(ids, use_cache=False).last_hidden_state  # (B, T, D)
-        return self.head(hidden[rows, columns].float()).squeeze(-1)  # (N,)
+        return self.head(hidden[rows, columns].float()).sum(-1)  # (N,) no view: FSDP2 would warn

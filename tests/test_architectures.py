@@ -7,10 +7,12 @@ import torch
 from conftest import make_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from config import parse_config
 from distributed import load_model
 from ppo import collate, response_logprobs
 from rollout import Episode, Turn
 from sampling import RaggedCache, check_architecture, check_logits, forward
+from tools import plan
 from value_head import layers_of
 
 WINDOW = 16
@@ -167,7 +169,7 @@ def test_logits_of_training_and_sampling_are_the_model_s_own(name):
         for o, d in zip(own, dialogs, strict=True)
     ]
     torch.testing.assert_close(got, torch.cat(expected)[:, 0], atol=1e-4, rtol=1e-4)
-    cache, seats = RaggedCache(), [0, 1]
+    cache, seats = RaggedCache(111), [0, 1]
     cache.lengths = [0, 0]
 
     def feed(rows: slice, counts: list[int]) -> None:
@@ -190,6 +192,32 @@ def test_logits_of_training_and_sampling_are_the_model_s_own(name):
         feed(slice(0, 3), [1, 1, 1])
     feed(slice(0, 2), [9, 22])
     feed(slice(0, 3), [1, 1, 1])
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_a_plan_can_be_made_for_it(name, tmp_path):
+    tiny(name).config.save_pretrained(tmp_path)
+    config = parse_config(["--model", str(tmp_path), "--plan", "--context", "200", "--max_new_tokens", "20"])
+    text, fits = plan.report(config, 2, plan.GIB)
+    assert fits, text
+
+
+def test_a_plan_refuses_a_model_that_cannot_be_sampled(tmp_path):
+    tiny("jamba").config.save_pretrained(tmp_path)
+    config = parse_config(["--model", str(tmp_path), "--plan", "--context", "200", "--max_new_tokens", "20"])
+    with pytest.raises(ValueError, match="jamba keeps a state that is no key-value cache"):
+        plan.report(config, 2, plan.GIB)
+
+
+def test_the_rows_of_an_evaluation_follow_from_free_memory(monkeypatch):
+    model, pages = make_model(128), {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr("os.sysconf", pages.get)
+    # By hand: 2 layers with 2 heads of 8 keys and values in fp32, and six distributions over 128 tokens.
+    row = 200 * 2 * 2 * 2 * 8 * 4 + 6 * 128 * 4
+    assert plan.rows_that_fit(model, 200, 256) == int(0.9 * 4096000 // row) < 256
+    assert plan.rows_that_fit(model, 200, 3) == 3
+    with pytest.raises(ValueError, match="a dialog of context 20000000 needs .* GiB and 0.0 are free"):
+        plan.rows_that_fit(model, 20_000_000, 3)
 
 
 @pytest.mark.parametrize(("sentence", "name"), [(s, name) for s, names in REFUSED.items() for name in names])

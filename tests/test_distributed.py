@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import toy
 from checkpoints import check_replaceable, checkpoints, export
 from config import Config
-from distributed import install_signal_handlers, load_model, load_tokenizer, process_group, rank, split_teams
+from distributed import StopRequest, load_model, load_tokenizer, process_group, rank, split_teams
 from episodes import for_sampling
 from rollout import RolloutSettings, rollout
 from sandbox import Sandbox
@@ -185,7 +185,7 @@ def test_a_run_killed_again_and_again_ends_bit_equal_to_one_that_was_not(config,
 
 
 def train_until_a_signal(config: Config) -> None:
-    assert train(config, install_signal_handlers()) is None
+    assert train(config, StopRequest()) is None
 
 
 @pytest.mark.parametrize(("number", "reached"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])

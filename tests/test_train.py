@@ -5,6 +5,10 @@ seed, learning.
 import copy
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -303,7 +307,8 @@ def test_a_plan_that_does_not_fit_names_flags_with_which_it_does():
     text, fits = plan.report(config, 4, 79 * plan.GIB)
     assert not fits
     named = text.rpartition("would: ")[2].split(", ")
-    assert "--ranks 8" in named and "--bf16_state" in named
+    assert "--ranks 8" in named and "--cpu_offload" in named
+    assert "--bf16_state" not in named  # at the paper's learning rate it would not train
     for flags in named:
         ranks = int(flags.split()[1]) if "--ranks" in flags else 4
         changed = parse_config(["--preset", "8b", *([] if "--ranks" in flags else flags.split())])
@@ -365,3 +370,34 @@ def test_dropout_is_off_and_checkpointed_gradients_are_the_plain_ones(tmp_path, 
         gradients.append([p.grad for p in policy.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_prints_nothing_but_its_own_lines(tmp_path, tokenizer, ranks):
+    make_model(len(tokenizer), end=tokenizer.eos_token_id).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    problems = tmp_path / "problems.jsonl"
+    row = {"name": "a", "description": "Add.", "public_tests": [{"input": "1 2", "output": "3"}]}
+    rows = [
+        row | {"name": f"p{i}", "private_tests": [{"input": f"1 {i}", "output": f"{i + 1}"}]}
+        for i in range(4)
+    ]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    start = [
+        sys.executable,
+        *(["-m", "torch.distributed.run", "--nproc_per_node=2"] * (ranks == 2)),
+        "train.py",
+    ]
+    flags = "--iterations 2 --batch_episodes 4 --minibatch_episodes 4 --max_new_tokens 12 --context 600"
+    places = ["--model", tmp_path / "base", "--problems", problems, "--output", tmp_path / "run"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [*map(str, (*start, *flags.split(), "--device", "cpu", *places))],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert ended.returncode == 0, ended.stderr
+    lines = [line.strip(" \x1b[A") for line in re.split(r"[\r\n]+", ended.stderr)]
+    ours = ("RLEF:", "rollout:", "sandbox:", "one file serves")
+    assert [line for line in lines if line and not line.startswith(ours)] == []

@@ -10,12 +10,14 @@ GiB for them.
 Run alone: `python train.py --preset 8b --plan --ranks 8`.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
+from config import BF16_STATE_RATE
 from rollout import PREFILL_TOKENS
 from sampling import check_architecture
 from value_head import layers_of, trunk_of
@@ -37,21 +39,46 @@ def model_shape(model: str) -> PretrainedConfig:
     return LlamaConfig(**LLAMA, **dict(zip(names, SHAPES[model], strict=True)))
 
 
+def key_value_numbers(shape: PretrainedConfig) -> int:
+    """Numbers that the cache keeps of a token, in all layers; `shape` is a text model's."""
+    heads = shape.num_attention_heads
+    head = getattr(shape, "head_dim", 0) or shape.hidden_size // heads
+    return 2 * shape.num_hidden_layers * (getattr(shape, "num_key_value_heads", None) or heads) * head
+
+
+def rows_that_fit(model, context: int, wanted: int) -> int:
+    """How many of `wanted` dialogs can be sampled at once in the memory that is free now.
+
+    Raises: ValueError, one sentence, if not even one fits.
+    """
+    shape = model.config.get_text_config(decoder=True)
+    if model.device.type == "cpu":
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        free, _ = torch.cuda.mem_get_info(model.device)
+    needed = context * key_value_numbers(shape) * model.dtype.itemsize + shape.vocab_size * 6 * 4
+    if (rows := int(0.9 * free // needed)) < 1:
+        sizes = f"{needed / GIB:.1f} GiB and {free / GIB:.1f} are free"
+        raise ValueError(f"a dialog of context {context} needs {sizes}: lower --context")
+    return min(rows, wanted)
+
+
 def memory(config, ranks: int) -> dict[str, dict[str, float]]:
     """Bytes per rank by phase ("always", "rollout", "update") and name; `config` is the one of training."""
-    shape = model_shape(config.model).get_text_config()
+    shape = model_shape(config.model).get_text_config(decoder=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shape)
     compute = getattr(torch, config.dtype).itemsize
     state = compute if config.bf16_state else 4
     every = sum(p.numel() for p in model.parameters())  # the numbers of parameters
     layer = sum(p.numel() for p in layers_of(model)[0].parameters())
-    layers, width, inner = shape.num_hidden_layers, shape.hidden_size, shape.intermediate_size
+    layers, width = shape.num_hidden_layers, shape.hidden_size
+    inner = getattr(shape, "intermediate_size", None) or 4 * width
+    inner = max(inner) if isinstance(inner, list) else inner
     root = every - layers * layer  # embeddings, output layer and last norm, which are gathered together
     critic = sum(p.numel() for p in trunk_of(model).parameters()) + width + 1
     sharded = ranks > 1 or state != compute or config.cpu_offload
-    head = getattr(shape, "head_dim", 0) or width // shape.num_attention_heads
-    key_value = 2 * shape.num_key_value_heads * head
+    key_value = key_value_numbers(shape) // layers
     # For its backward pass a layer keeps the inputs and outputs of the norms (in fp32 inside them), of the
     # projections, of rotation and attention, and the four tensors of the gated MLP.
     inside = compute * (8 * width + 2 * key_value + 4 * inner) + 4 * 2 * width
@@ -115,9 +142,10 @@ def report(config, ranks: int, gpu_bytes: float) -> tuple[str, bool]:
     switched = {
         "gradient_checkpointing": True,
         "gather_weights": False,
-        "bf16_state": True,
         "cpu_offload": True,
     }
+    if min(config.learning_rate, config.value_learning_rate) >= BF16_STATE_RATE:
+        switched["bf16_state"] = True
     fits = [
         f"--{name} {value}" if name in halved else f"--{'' if value else 'no-'}{name}"
         for name, value in (halved | switched).items()

@@ -1,0 +1,150 @@
+"""A run on disk: damage, a full disk and hostile files end in a sentence, and nothing whole is lost."""
+
+import errno
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+import checkpoints
+from checkpoints import RunDirectory, restore_checkpoint, save_checkpoint
+from config import parse_config
+
+
+def trained(seed: int) -> dict[str, tuple]:
+    """A network that has made two updates of AdamW, as checkpoints take it."""
+    torch.manual_seed(seed)
+    network = torch.nn.Linear(3, 2)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: min(1.0, (n + 1) / 10))
+    for _ in range(2):
+        network(torch.ones(1, 3)).square().sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+    return {"policy": (network, optimiser, schedule)}
+
+
+def save(run: Path, iteration: int, seed: int = 0) -> Path:
+    directory = run / "checkpoints" / f"{iteration:06d}"
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    about = {"iteration": iteration, "best": 0.0, "before": None, "metrics.jsonl": 0, "dialogs.txt": 0}
+    save_checkpoint(directory, trained(seed), about, 9, [])
+    return directory
+
+
+def test_a_restored_optimiser_makes_the_same_next_update(tmp_path):
+    directory, same, other = save(tmp_path, 1), trained(0), trained(1)
+    restore_checkpoint(directory, other, updates=2)
+    for network, optimiser, schedule in (same["policy"], other["policy"]):
+        network(torch.ones(1, 3)).square().sum().backward()
+        optimiser.step()
+        schedule.step()
+    (network, optimiser, _), (restored, restored_optimiser, _) = same["policy"], other["policy"]
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), restored.parameters(), strict=True))
+    assert optimiser.param_groups[0]["lr"] == restored_optimiser.param_groups[0]["lr"] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("how", ["missing", "short", "no about", "cut about"])
+def test_a_damaged_checkpoint_is_named_and_the_older_whole_one_is_used(tmp_path, capsys, how):
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    (tensors,) = newer.glob("*.distcp")
+    if how == "missing":
+        tensors.unlink()
+    elif how == "short":
+        os.truncate(tensors, tensors.stat().st_size - 1)
+    elif how == "no about":
+        (newer / "about.json").unlink()
+    else:
+        os.truncate(newer / "about.json", 5)
+    run = RunDirectory(tmp_path, resume=True)
+    assert (run.newest, run.progress["iteration"]) == (older, 1)
+    assert f"{newer} is damaged and left out: " in capsys.readouterr().err
+    run.begin({}, resume=True)
+    assert run.checkpoints() == [older]
+    (older / ".metadata").unlink()
+    with pytest.raises(ValueError, match="no checkpoint of .* is whole"):
+        RunDirectory(tmp_path, resume=True)
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    older, write = save(tmp_path, 1), checkpoints.dcp.save
+
+    def full(*arguments, **named):
+        write(*arguments, **named)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints.dcp, "save", full)
+    with pytest.raises(
+        OSError, match="000002 could not be written .*No space left.*; older checkpoints are whole"
+    ):
+        save(tmp_path, 2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [older.name]
+    assert checkpoints.damage(older) == ""
+
+
+class Hostile:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.target}",)
+
+
+@pytest.mark.parametrize("where", [".metadata", "prefetched.json", "ahead.pickle", "a tensor's bytes"])
+def test_nothing_in_a_run_that_somebody_hands_on_is_executed(tmp_path, where):
+    directory, planted = save(tmp_path, 1), tmp_path / "planted"
+    hostile = pickle.dumps(Hostile(planted))
+    if where == "a tensor's bytes":
+        (tensors,) = directory.glob("*.distcp")
+        buffer = tmp_path / "hostile.pt"
+        torch.save(Hostile(planted), buffer)
+        tensors.write_bytes(
+            buffer.read_bytes() + bytes(max(0, tensors.stat().st_size - buffer.stat().st_size))
+        )
+    else:
+        (directory / where).write_bytes(hostile)
+    if where in (".metadata", "a tensor's bytes"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            restore_checkpoint(directory, trained(1), updates=2)
+    elif where == "prefetched.json":
+        with pytest.raises(ValueError):
+            checkpoints.read_prefetched(directory)
+    else:
+        restore_checkpoint(directory, trained(1), updates=2)
+        assert checkpoints.read_prefetched(directory) == []
+    assert not planted.exists()
+    pickle.loads(hostile)  # what would have happened
+    assert planted.exists()
+
+
+def test_metadata_that_calls_a_tensor_an_object_is_not_unpickled(tmp_path, monkeypatch):
+    directory, read = save(tmp_path, 1), checkpoints._Reader.read_metadata
+
+    def with_bytes(self, *arguments, **named):
+        metadata = read(self, *arguments, **named)
+        metadata.state_dict_metadata["policy.network.bias"] = BytesStorageMetadata()
+        return metadata
+
+    monkeypatch.setattr(checkpoints._Reader, "read_metadata", with_bytes)
+    with pytest.raises(ValueError, match="cannot be read"):
+        restore_checkpoint(directory, trained(1), updates=2)
+
+
+def test_a_directory_that_is_no_run_is_not_resumed(tmp_path):
+    with pytest.raises(ValueError, match=f"--resume {tmp_path}: this is no run"):
+        parse_config(["--resume", str(tmp_path)])
+
+
+def test_what_only_moves_memory_and_speed_may_change_on_resume(tmp_path):
+    config = parse_config([])
+    (tmp_path / "config.json").write_text(json.dumps({**vars(config)}))
+    flags = "--batch_rows 7 --microbatch_tokens 4096 --logits_chunk 99 --no-gather_weights --cpu_offload"
+    changed = parse_config(["--resume", str(tmp_path), *flags.split(), "--gradient_checkpointing"])
+    assert (changed.batch_rows, changed.microbatch_tokens, changed.logits_chunk) == (7, 4096, 99)
+    with pytest.raises(ValueError, match="was started with turn_limit 3, now 2"):
+        parse_config(["--resume", str(tmp_path), "--turn_limit", "2"])
