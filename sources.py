@@ -287,10 +287,10 @@ def check(problems: Sequence[Problem], most: int) -> None:
                 elif not right and verdict == Verdict.PASSED:
                     passing.add(name)
                     print(f"{name}: its wrong solution {number} passes all tests")
-    passed_wrongly, without = len(passing), len(problems) - len(solved)
+    wrongly, without = len(passing), len(problems) - len(solved)
     print(
-        f"{len(problems)} problems: {len(failing)} fail an own solution, {passed_wrongly} are passed by a "
-        f"wrong one, {without} have none; the slowest test took {slowest[0]:.2f} s ({slowest[1]})"
+        f"{len(problems)} problems: {len(failing)} fail an own solution, {wrongly} are passed by a wrong "
+        f"one, {without} have none; the slowest test took {slowest[0]:.2f} s ({slowest[1]})"
     )
 
 

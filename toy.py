@@ -146,7 +146,8 @@ def inputs(family: Family, split: str) -> list[str]:
     Raises: ValueError, one sentence, if the family has too few such inputs.
     """
     draw = random.Random(f"{family.statement} {split}")
-    found, seen, size, programs = [], set(), 300 if split == "train" else 40, family.programs()
+    size, programs = 300 if split == "train" else 40, family.programs()
+    found, seen = [], set()
     alike = set(combinations(programs, 2))  # programs that no input has told apart
     for _ in range(10_000):
         text = family.separator.join("".join(map(draw.choice, word)) for word in family.words)

@@ -68,8 +68,8 @@ def read_row(row: dict) -> Problem:
         group = f"rating {rating // 400 * 400} to {rating // 400 * 400 + 399}"
     if isinstance(limit := row.get("time_limit"), dict):
         seconds = number(limit, "seconds") + number(limit, "nanos") / 1e9
-    else:
-        seconds = number(row, "time_limit")
+    elif (seconds := number(row, "time_limit")) > 100:
+        raise ValueError(f"time_limit is {seconds} seconds: if they are milliseconds, write {seconds / 1000}")
     return Problem(
         name=row["name"],
         statement=row["description"],

@@ -7,10 +7,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import toy
+from benchmarks.sft import last_response
 from chat import Chat, observation_ids, prompt_ids, stop_ids
 from checkpoints import export
 from distributed import load_model, load_tokenizer
-from tools.sft import last_response
 
 LLAMA = (
     "{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\nToday Date: "
