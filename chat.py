@@ -159,8 +159,8 @@ def extract_code(text: str) -> str | None:
 
     Blocks are CommonMark's: three or more backticks or tildes, closed by a line of the same kind, at least as
     long and indented by at most three more. As readers do, we also accept a fence behind text, a closing one
-    beside text, fences in triple-quoted strings, and a last block that is never closed, if its last line is
-    complete; each only where the code then compiles. Which block counts:
+    beside text, fences in triple-quoted strings, and a last block that is never closed; each only where the
+    code then compiles. Which block counts:
 
     1. Those whose language is python, py or python3 (`{python}` too); without any, those with no language.
     2. Of these, those that compile. A session with `>>>` is none of them.
@@ -195,9 +195,8 @@ def _blocks(text: str) -> list[tuple[str, str]]:
         closing = re.compile(rf" {{0,3}}{fence[0]}{{{len(fence)},}}\s*")
         ends = [n for n, line in enumerate(body) if closing.fullmatch(line)][:4]
         readings = [("\n".join([*body[:n], ""]), n + 1) for n in ends]
-        code, closed, _ = "\n".join(body).partition(fence)
-        if closed or code.endswith("\n"):
-            readings.append((code, code.count("\n") + 1))
+        code, _, _ = "\n".join(body).partition(fence)
+        readings.append((code, code.count("\n") + 1))
         code, after = next((r for r in readings if _compiles(r[0])), ("", (ends or [len(body)])[0] + 1))
         if code or item:
             blocks.append((language, code))

@@ -194,8 +194,7 @@ def _start_tests(dialog: _Dialog, chat: Chat, sandbox: Sandbox, settings: Rollou
     """Read the code out of the response and start its public tests."""
     episode, turn = dialog.episode, dialog.episode.turns[-1]
     turn.text = chat.text(episode.ids[turn.start : turn.end])
-    # With its last line complete a block may lack its closing fence, but not where the response was cut.
-    turn.code = extract_code(chat.final_answer(turn.text).rstrip("\n") + "\n" * (not turn.truncated))
+    turn.code = extract_code(chat.final_answer(turn.text))
     problem = episode.problem
     dialog.public = turn.code and sandbox.submit(make_job(problem, turn.code, problem.public_tests))
     if settings.feedback == "random" and len(episode.turns) < settings.turn_limit:

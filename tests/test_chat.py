@@ -21,7 +21,8 @@ def test_an_end_token_that_a_message_spells_out_is_not_one(tokenizer):
         ("```py\nx = 1\n```", "x = 1\n"),
         ("x = 1", None),
         ("```python\nx = \n```", None),
-        ("```python\nx = 1", None),
+        ("```python\nx = 1", "x = 1"),  # never closed, but it compiles
+        ("```python\nx = (1", None),
         ("```python\nx = 1\0\n```", None),
         ("```python\n\n```", None),
         ("```bash\npip install x\n```\n\n```python\nx = 1\n```", "x = 1\n"),

@@ -240,16 +240,20 @@ def test_outcome_is_that_of_the_first_failing_test(monkeypatch, model, tokenizer
     assert "ZeroDivisionError" in episode.turns[0].feedback
 
 
-def test_code_without_a_closing_fence_counts_unless_the_response_was_cut(
+def test_code_without_a_closing_fence_counts_if_it_compiles_as_in_a_response_that_was_cut(
     monkeypatch, model, tokenizer, sandbox
 ):
     open_block = "```python\n1 / 0"
     ended = one_dialog(monkeypatch, model, tokenizer, sandbox, [open_block] * 3)
     assert [turn.outcome for turn in ended.turns] == ["exception"] * 3
-    scripted(monkeypatch, tokenizer, [open_block + "\n" * 200])
     setting = replace(SETTINGS, max_new_tokens=80, turn_limit=1)
-    (cut,) = rollout(model, tokenizer, toy.problems("test")[:1], sandbox, setting, 0)
-    assert cut.turns[0].truncated and cut.turns[0].outcome == "no valid code"
+    for text, outcome in (
+        (open_block + "\n" * 200, "exception"),
+        ("```python\n(1" + "\n" * 200, "no valid code"),
+    ):
+        scripted(monkeypatch, tokenizer, [text])
+        (cut,) = rollout(model, tokenizer, toy.problems("test")[:1], sandbox, setting, 0)
+        assert cut.turns[0].truncated and cut.turns[0].outcome == outcome
 
 
 def test_examples_precede_the_dialog_as_its_earlier_turns(model, tokenizer, sandbox, tmp_path):
