@@ -250,9 +250,8 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     """Settings and records of a run for each feedback, turn limit and temperature in the flags."""
     check_device(args.device)
     if min(args.rollouts, *args.turn_limits) < 1:
-        raise ValueError(
-            f"--rollouts {args.rollouts} and --turn_limits {args.turn_limits} must be at least 1"
-        )
+        wrong = f"--rollouts {args.rollouts} and --turn_limits {args.turn_limits}"
+        raise ValueError(f"{wrong} must be at least 1")
     samples = args.rollouts * max(args.turn_limits)
     for measure, limit in product(args.report, args.turn_limits):
         rollouts_drawn(measure, limit, samples // limit)
@@ -337,9 +336,9 @@ def before_and_after(before: dict, after: dict) -> str:
         true, random = result["true"], result["random"]
         by_turn = {f"solved within turn {t}": share for t, share in enumerate(true["solved_by_turn"], 1)}
         by_group = {f"solved: {group or 'all'}": share for group, share in sorted(true["by_group"].items())}
-        difference = {"true minus random": true["solved"] - random["solved"]}
-        random = {"solved, random feedback": random["solved"]}
-        return by_turn | random | difference | {"repeats after feedback": true["repeats"]} | by_group
+        solved, probe = true["solved"], random["solved"]
+        read = {"solved, random feedback": probe, "true minus random": solved - probe}
+        return by_turn | read | {"repeats after feedback": true["repeats"]} | by_group
 
     then, now = figures(before), figures(after)
     return table({name: {"before": f"{then[name]:.3f}", "after": f"{now[name]:.3f}"} for name in then})

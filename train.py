@@ -181,8 +181,8 @@ def prepare(
     advantages = ppo.advantages(targets, values).split([len(vectors[1]) for vectors in everyone])
     microbatches = [microbatch for part in prepared for microbatch in part]
     first = len(microbatches) * rank()  # ranks have equally many
-    for microbatch, own_advantages in zip(microbatches, advantages[first:], strict=False):
-        of_turns = own_advantages.to(config.device)  # (v,)
+    for microbatch, of_turns in zip(microbatches, advantages[first:], strict=False):
+        of_turns = of_turns.to(config.device)  # (v,)
         by_token = config.token_level_values
         microbatch.advantages = of_turns if by_token else of_turns[microbatch.batch.turn_of_token]  # (R,)
     episodes = [episode for minibatch in minibatches for group in minibatch for episode in group]
@@ -208,9 +208,8 @@ def update(policy, critic, optimisers, schedules, microbatches: list[MicroBatch]
     names = ("policy_loss", "value_loss", "ratio", "clip_fraction", "approximate_kl")
     sums, worst = dict.fromkeys(names, 0.0), 0.0
     for m in microbatches:
-        how = config.temperature, config.logits_chunk
+        how, of_policy = (config.temperature, config.logits_chunk), (m.old_logprobs, m.behaviour_logprobs)
         logprobs, _ = as_forward(ppo.response_logprobs, policy, m.batch, *how)  # (R,)
-        of_policy = m.old_logprobs, m.behaviour_logprobs
         loss = ppo.policy_loss(logprobs, *of_policy, m.advantages, config.clip).sum() / tokens
         loss.backward()
         values = read_values(critic, m.batch, config)  # (v,)
@@ -249,8 +248,8 @@ def update_pass(setup: "Setup", prepared: list[list[MicroBatch]], iteration: int
             good = (setup.run.checkpoints() or ["none"])[-1]
             raise FloatingPointError(f"{place}, {error}; last good checkpoint: {good}") from error
     means = {name: float(np.mean([u[name] for u in updates])) for name in updates[0]}
-    worst = {"ratio_worst": max(u["ratio_worst"] for u in updates)}
-    return means | worst | {"first_ratio_worst": updates[0]["ratio_worst"]}
+    worst = [u["ratio_worst"] for u in updates]
+    return means | {"ratio_worst": max(worst), "first_ratio_worst": worst[0]}
 
 
 # ---- before the first iteration ----------------------------------------------------------------------------

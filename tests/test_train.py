@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -18,7 +19,7 @@ from transformers import LlamaConfig
 
 import toy
 from config import Config, parse_config
-from distributed import load_model, load_tokenizer
+from distributed import friendly_errors, load_model, load_tokenizer
 from episodes import draw_problems
 from ppo import collate, microbatches, response_logprobs
 from rollout import Episode, RolloutSettings, Turn, rollout
@@ -401,3 +402,25 @@ def test_a_run_prints_nothing_but_its_own_lines(tmp_path, tokenizer, ranks):
     lines = [line.strip(" \x1b[A") for line in re.split(r"[\r\n]+", ended.stderr)]
     ours = ("RLEF:", "rollout:", "sandbox:", "one file serves")
     assert [line for line in lines if line and not line.startswith(ours)] == []
+
+
+def test_ctrl_c_ends_the_building_of_the_toy_world_s_model_at_once(tmp_path):
+    words = [sys.executable, "train.py", "--output", str(tmp_path / "run"), "--device", "cpu"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    while "warm start" not in process.stderr.readline(40):
+        pass
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == -signal.SIGINT
+    process.stderr.close()
+    assert not list(tmp_path.glob("**/model.safetensors"))
+
+
+def test_a_gpu_out_of_memory_is_told_with_the_flags_that_help(capsys):
+    with pytest.raises(SystemExit) as ended, friendly_errors("train.py"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert all(
+        f"--{flag}" in message for flag in ("batch_rows", "microbatch_tokens", "cpu_offload", "resume")
+    )
