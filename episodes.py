@@ -148,6 +148,7 @@ class EpisodeSource:
     ) -> None:
         """Args: first: the next iteration; prefetched: its episodes, if a checkpoint has them."""
         self.sampler, self.policy, self.stopped = sampler, policy, stopped
+        stopped()  # from now on a signal stops the run where no work is lost
         self.config = sampler.config
         self.overlap = self.config.rollout_ranks > 0 and self.config.overlap
         self.prefetched = {first: [_from_json(entry) for entry in prefetched]} if prefetched else {}

@@ -330,8 +330,8 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
             updates = first * config.batch_episodes // config.minibatch_episodes
             restore_checkpoint(run.newest, in_checkpoint(trainable), updates)
         run.seconds.setdefault("start", time.perf_counter() - began)
-        run.begin(asdict(config) | {"resume": ""}, bool(config.resume))
         source = EpisodeSource(sampler, trainable[0], first, prefetched, stopped)
+        run.begin(asdict(config) | {"resume": ""}, bool(config.resume))
         yield Setup(config, run, sampler, source, reference, trainable, valid, test)
 
 
