@@ -2,7 +2,7 @@
 
 Paper: section 2.1 and appendix B. A problem has *public* tests, whose results are fed back in the dialog, and
 *private* tests, which judge the last response only. The paper's own prompts are longer; ours are the
-constants below, so that they are easy to replace. Where problem sets come from is in `sources.py`.
+constants below, which are easy to replace. Where problem sets come from is in `sources.py`.
 
 Run alone: `python data.py SOURCE [SPLIT]` prints the size of a problem set and one first message.
 """
@@ -43,11 +43,11 @@ FEEDBACK_ASSERTS = {  # one entry for each public test, also for those that pass
     Verdict.OUT_OF_MEMORY: "Out of memory.\nTest:\n{test}\n",
     Verdict.TOO_MUCH_OUTPUT: "Too much output.\nTest:\n{test}\n",
 }
-FEEDBACK_ASSERT_WITHOUT_VALUES = "Wrong answer.\nTest:\n{test}\n"  # the values it compared are unknown
+FEEDBACK_ASSERT_WITHOUT_VALUES = "Wrong answer.\nTest:\n{test}\n"  # when the compared values are unknown
 MBPP_STATEMENT = "{prompt}\nThese tests must pass:\n{tests}"
 FEEDBACK = "{entries}\n{closing}{format}"
 NO_VALID_CODE = "Your answer has no valid Python code.\n"
-PUBLIC_TESTS_PASSED = "The public tests passed, but the answer is wrong.\n"  # random feedback only
+PUBLIC_TESTS_PASSED = "The public tests passed, but the answer is wrong.\n"  # in random feedback only
 CLOSING = "Try again.\n"
 RETRY_WITHOUT_FEEDBACK = "Try again."  # the whole message of feedback mode "none"
 CUT = "[{count} characters cut]"
@@ -63,16 +63,16 @@ class Problem:
 
     name: str  # unique in its set
     statement: str  # the text of the first user message, without the format instruction
-    public_tests: tuple[IoTest | AssertTest, ...]  # their results are fed back
+    public_tests: tuple[IoTest | AssertTest, ...]  # their results become feedback
     private_tests: tuple[IoTest | AssertTest, ...]  # judge the last response, together with the public ones
     limits: Limits = Limits()
     correct_solutions: tuple[str, ...] = ()
-    incorrect_solutions: tuple[str, ...] = ()  # random feedback is made with them
+    incorrect_solutions: tuple[str, ...] = ()  # programs for random feedback
     preamble: str = ""  # code that is put before each response's code (HumanEval+: its prompt)
     entry_point: str = ""  # assert sets: the function under test
     signature: str = ""  # assert sets: the function as the prompt writes it; empty: its name
     setup: str = ""  # assert sets: trusted helper code of the judge
-    group: str = ""  # results are also reported for each group
+    group: str = ""  # such as a difficulty: evaluate.py reports each group too
     answer: str = ""  # random feedback never comes from a problem with the same answer; empty: the name
 
     @property
@@ -95,7 +95,7 @@ def first_message(problem: Problem, with_format: bool = True) -> str:
 
 
 def _shorten(text: str, cut: int) -> str:
-    """Replace the middle by a mark: the start of an input and the end of a traceback matter most."""
+    """Replace the middle by a mark, because the start of an input and the end of a traceback matter most."""
     text = text.strip("\n")
     if len(text) <= cut:
         return text
@@ -132,8 +132,8 @@ def feedback_message(
     Args:
         problem: the problem that the feedback is about.
         results: one for each public test; None if the response has no valid code.
-        cut: the maximum length in characters of a field (an input, an output, a traceback). All entries
-            together may have ten times as many; then tests are left out, passed ones first, and counted.
+        cut: the maximum length in characters of a field (an input, an output, a traceback). If all entries
+            together have more than ten times as many, tests are left out, passed ones first, and counted.
         asked: the problem of the dialog, if it is another one (random feedback).
     """
     if results is None:

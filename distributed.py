@@ -117,19 +117,19 @@ def check_device(device: str) -> None:
 
 
 @contextlib.contextmanager
-def process_group(device: str, alone: bool = True) -> Iterator[str]:
+def process_group(device: str, unsharded: bool = True) -> Iterator[str]:
     """Join the other ranks, if torchrun has started this process; yields this rank's own device.
 
     An exception on one rank ends all of them within seconds, whatever they compute or wait for. Without
-    torchrun there is one rank. If it is not `alone` it gets a process group of one, so that FSDP2 gives a
-    single GPU mixed precision and offloading too.
+    torchrun there is one rank. If not `unsharded`, it gets a process group of one: then FSDP2 gives a single
+    GPU mixed precision and offloading too.
     """
     global _team
     if device.startswith("cuda"):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
     together = "RANK" in os.environ
-    if not together and alone:
+    if not together and unsharded:
         yield device
         return
     # Gloo too where there are GPUs: for Python objects and offloaded parameters.

@@ -1,27 +1,27 @@
 """PPO for whole responses: rewards, returns, advantages and both losses, as pure functions on tensors.
 
 Paper: section 2.2. The whole objective, in the order in which it is computed. A dialog has turns t = 1..T;
-the response of turn t has tokens i = 1..n; c_t, its prompt, is the dialog so far. pi is the policy in
-training, pi_old the policy before the updates, pi_b the one that sampled, rho the initial policy, V the
-critic.
+the response of turn t has tokens i = 1..n; its prompt c_t is the dialog so far. pi is the policy in training,
+pi_old the policy before the updates, pi_b the one that sampled, rho the initial policy, V the critic;
+beta = 0.05, gamma = 1, and e = 0.2 is the clip range (config.py).
 
     r_t     last turn: +1 if all tests pass, else -1; before: -0.2 without valid code, else 0   turn_rewards
-    KL_t    1/n sum_i (log pi_old - log rho): geometric means of the token probabilities        turn_kl
+    KL_t    1/n sum_i (log pi_old - log rho), the log-ratio of geometric means over the tokens  turn_kl
     R_t     r_t - beta KL_t
     G_t     R_t + gamma G_t+1                                                                   turn_returns
     V_t     V_old(c_t), read at the last token of the prompt: it has not seen the response      value_head.py
-    A_t     G_t - V_t, then mean 0 and deviation 1 over all turns of the whole batch            advantages
-    w_i     min(pi / pi_b, 1), a constant without gradient, but of the current pi               policy_ratio
+    A_t     G_t - V_t, normalised to mean 0 and deviation 1 over all turns of the batch         advantages
+    w_i     min(pi / pi_b, 1) with the current pi, but without gradient                         policy_ratio
     ratio_i w_i pi / pi_old                                                                     policy_ratio
     policy  -min(ratio_i A_t, clip(ratio_i, 1 - e, 1 + e) A_t), mean over all tokens            policy_loss
     value   1/2 max((V - G_t)^2, (clip(V, V_t - e, V_t + e) - G_t)^2), mean over all turns      value_loss
 
-So every token of a response has the one advantage of its turn, and a long response is not punished for its
-length. w corrects for tokens that other weights or kernels sampled; it is 1 at the first update where pi_b is
-pi_old, and below 1 later for each token that has become less likely. Differs from common PPO code: no GAE.
+Every token of a response gets the advantage of its turn. KL_t is a mean: length is not penalised. w
+corrects for tokens that other weights or kernels sampled: if pi_b is pi_old it is 1 at the first update, and
+later below 1 for each token that has become less likely. Differs from common PPO code: no GAE.
 
-`collate` turns positions into indices, once: from there on the R response tokens of a batch lie in a vector,
-(R,), and its N turns in another, (N,); prompts and feedback are in neither. `python ppo.py` shows an example.
+After `collate` a quantity of the batch's R response tokens is a vector (R,), one of its N turns a vector
+(N,); neither contains prompts or feedback. `python ppo.py` shows an example.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,15 +41,15 @@ class Batch:
     """Some dialogs as tensors. R response tokens, N turns, in the order of the episodes."""
 
     ids: torch.Tensor  # (B, T) whole dialogs, padded at the right with 0
-    token_rows: torch.Tensor  # (R,) which dialog a response token stands in
-    token_columns: torch.Tensor  # (R,) where in it
+    token_rows: torch.Tensor  # (R,) which dialog a response token is in
+    token_columns: torch.Tensor  # (R,) at which position of the dialog
     turn_of_token: torch.Tensor  # (R,) which turn it belongs to, 0..N-1
-    turn_rows: torch.Tensor  # (N,) which dialog a turn stands in
-    prompt_columns: torch.Tensor  # (N,) the last token of its prompt
+    turn_rows: torch.Tensor  # (N,) which dialog a turn is in
+    prompt_columns: torch.Tensor  # (N,) position of the last token of its prompt
 
 
 def collate(episodes: Sequence[Episode], device: torch.device) -> Batch:
-    """Dialogs to tensors; the response tokens are exactly the sampled ids, the end token included."""
+    """Dialogs as tensors; the response tokens are exactly the sampled ids, the end token included."""
     width = max(len(episode.ids) for episode in episodes)
     spans = [(row, turn.start, turn.end) for row, e in enumerate(episodes) for turn in e.turns]
     tokens = [(row, column, n) for n, (row, start, end) in enumerate(spans) for column in range(start, end)]
@@ -67,7 +67,7 @@ def collate(episodes: Sequence[Episode], device: torch.device) -> Batch:
 def microbatches(episodes: Sequence[Episode], token_budget: int, ranks: int = 1) -> list[list[Episode]]:
     """The episodes in groups of similar length whose padded size is within the budget.
 
-    All ranks must run the same number of forward passes: the number of groups is a multiple of `ranks`, and
+    All ranks must run the same number of forward passes, so the number of groups is a multiple of `ranks`;
     the number of episodes must be one too.
     """
     groups: list[list[Episode]] = []
@@ -92,8 +92,8 @@ def chunked_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of `targets` and entropies; the (R, V) logits never exist at once.
 
-    Logits of `chunk` tokens are computed, used and dropped; the backward pass computes them again. In fp32:
-    the log-softmax of bf16 logits has an error of 0.03 a token.
+    Logits of `chunk` tokens are computed, used and dropped; the backward pass computes them again. They are
+    in fp32, because the log-softmax of bf16 logits has an error of 0.03 per token.
 
     Args: hidden (R, D) before each target; head: D -> V; targets (R,); temperature of the sampling.
     Returns: log-probs (R,), entropies (R,) without gradient.
@@ -103,7 +103,7 @@ def chunked_logprobs(
         logprobs = torch.log_softmax(head(hidden).float() / temperature, dim=-1)  # (chunk, V)
         with torch.no_grad():
             entropies = -(logprobs.exp() * logprobs).sum(-1)  # (chunk,)
-        return logprobs.gather(-1, targets[:, None])[:, 0], entropies
+        return logprobs.gather(-1, targets[:, None])[:, 0], entropies  # (chunk,), (chunk,)
 
     chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     computed = [checkpoint(of_chunk, *inputs, use_reentrant=False) for inputs in chunks]
@@ -116,9 +116,9 @@ def response_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies, (R,) each, of all response tokens, from one forward over the whole dialogs.
 
-    Sampling divided the logits by `temperature`: training must too, or the ratio does not start at 1.
+    Sampling divided the logits by `temperature`: training must do the same, or the ratio does not start at 1.
     """
-    output = trunk_of(model)(batch.ids, use_cache=False)
+    output = trunk_of(model)(batch.ids, use_cache=False)  # last_hidden_state (B, T, D)
     hidden = output.last_hidden_state[batch.token_rows, batch.token_columns - 1]  # (R, D)
     targets = batch.ids[batch.token_rows, batch.token_columns]  # (R,)
     return chunked_logprobs(hidden, partial(tail_logits, model, output), targets, temperature, chunk)
@@ -130,7 +130,7 @@ def response_logprobs(
 def mean_per_turn(values: torch.Tensor, turn_of_token: torch.Tensor, turns: int) -> torch.Tensor:
     """Mean of a per-token quantity (R,) over each turn, (N,)."""
     sums = values.new_zeros(turns).index_add(0, turn_of_token, values)  # (N,)
-    return sums / torch.bincount(turn_of_token, minlength=turns)
+    return sums / torch.bincount(turn_of_token, minlength=turns)  # (N,)
 
 
 def turn_kl(
@@ -148,7 +148,7 @@ def turn_kl(
     log_ratio = logprobs - reference_logprobs  # (R,)
     if product:
         return log_ratio.new_zeros(turns).index_add(0, turn_of_token, log_ratio)  # (N,)
-    return mean_per_turn(log_ratio, turn_of_token, turns)
+    return mean_per_turn(log_ratio, turn_of_token, turns)  # (N,)
 
 
 def turn_rewards(episodes: Sequence[Episode]) -> torch.Tensor:
@@ -175,10 +175,10 @@ def turn_returns(rewards: torch.Tensor, turn_rows: torch.Tensor, gamma: float = 
 
 def normalise(advantages: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
     """Mean 0 and deviation 1 over all turns of the whole batch, (N,); 0 if they differ by rounding only."""
-    deviation = advantages.std(correction=0)
+    deviation = advantages.std(correction=0)  # ()
     if deviation <= 1e-5 * advantages.abs().max():
         return torch.zeros_like(advantages)  # (N,)
-    return (advantages - advantages.mean()) / (deviation + eps)
+    return (advantages - advantages.mean()) / (deviation + eps)  # (N,)
 
 
 def advantages(returns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -187,7 +187,7 @@ def advantages(returns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     The one place that decides what a return is compared with. Another baseline (the mean of the batch as in
     REINFORCE, the mean of a problem's rollouts as in GRPO) is an edit here.
     """
-    return normalise(returns - values)
+    return normalise(returns - values)  # (N,)
 
 
 # ---- losses ------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def policy_ratio(
 ) -> torch.Tensor:
     """pi / pi_old * min(pi / pi_b, 1) of each response token, (R,); the second factor has no gradient."""
     correction = (logprobs - behaviour_logprobs).exp().clamp(max=1).detach()  # (R,)
-    return (logprobs - old_logprobs).exp() * correction
+    return (logprobs - old_logprobs).exp() * correction  # (R,)
 
 
 def policy_loss(
@@ -214,12 +214,12 @@ def policy_loss(
     ranks, so that neither micro-batches nor ranks change the gradient.
     """
     ratio = policy_ratio(logprobs, old_logprobs, behaviour_logprobs)  # (R,)
-    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)  # (R,)
 
 
 def is_clipped(ratio: torch.Tensor, advantages: torch.Tensor, clip: float = 0.2) -> torch.Tensor:
-    """Which tokens `policy_loss` clips, bool (R,): those that it gives no gradient."""
-    return ratio * advantages > ratio.clamp(1 - clip, 1 + clip) * advantages
+    """Which tokens `policy_loss` clips, bool (R,): those that get no gradient from it."""
+    return ratio * advantages > ratio.clamp(1 - clip, 1 + clip) * advantages  # (R,)
 
 
 def value_loss(
@@ -227,12 +227,12 @@ def value_loss(
 ) -> torch.Tensor:
     """Clipped squared error of each value, (N,); the caller averages over the minibatch, on all ranks."""
     clipped = old_values + (values - old_values).clamp(-clip, clip)  # (N,)
-    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)  # (N,)
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float | None:
     """1 - Var(G - V) / Var(G), both (N,): 1 is perfect, 0 is a constant V; None where G is constant."""
-    variance = returns.var(correction=0)
+    variance = returns.var(correction=0)  # ()
     return None if variance == 0 else float(1 - (returns - values).var(correction=0) / variance)
 
 
@@ -250,10 +250,10 @@ def worked_example() -> None:
     penalised = rewards - 0.05 * kl  # (N,)
     returns = turn_returns(penalised, batch.turn_rows)  # (N,)
     normalised = advantages(returns, values)  # (N,)
-    of_tokens = normalised[batch.turn_of_token]  # (R,)
+    token_advantages = normalised[batch.turn_of_token]  # (R,)
     new = old + torch.tensor([-0.3, 0.0, 0.3, 0.1, -0.1])  # (R,) after an update
     ratio = policy_ratio(new, old, behaviour)  # (R,)
-    loss = policy_loss(new, old, behaviour, of_tokens)  # (R,)
+    loss = policy_loss(new, old, behaviour, token_advantages)  # (R,)
     print("An episode: the first response has no valid code, the second passes every test.")
     rows = {
         "turn of each response token": batch.turn_of_token + 1,
@@ -268,7 +268,7 @@ def worked_example() -> None:
         "w_i = min(pi / pi_b, 1)": (new - behaviour).exp().clamp(max=1),
         "ratio_i = w_i pi / pi_old": ratio,
         "policy loss": loss,
-        "clipped (1) or not (0)": is_clipped(ratio, of_tokens),
+        "clipped (1) or not (0)": is_clipped(ratio, token_advantages),
         "value loss, V as before": value_loss(values, values, returns),
     }
     for name, numbers in rows.items():

@@ -6,21 +6,21 @@ Paper: section 2.1 and figure 2. The last response is judged on *all* tests, pub
                                ^                                 |
                                +---- feedback: a test failed ----+
 
-Tokens in, tokens out: `Episode.ids` is only ever appended to, and sampled ids are never decoded and encoded
-again: what is trained on is what was sampled. A `Turn` is a span of `ids`; nothing else marks what the model
+Tokens in, tokens out: `Episode.ids` is only appended to, and sampled ids are never decoded and encoded again.
+So what is trained on is what was sampled. A `Turn` is a span of `ids`; nothing else marks what the model
 wrote. `Episode` is the only thing that rollouts and the learner share.
 
 A seat is a row of the key-value cache. When a response ends, its tests start at once, and the other dialogs
-go on decoding. As soon as half of the seated dialogs wait for their tests, decoding stops, and the results of
-half of the waiting dialogs are read: of those that have waited longest. Finished dialogs leave, new ones take
-the free seats, and all that begin a turn are prefilled together. This order depends on tokens alone, never on
-the clock, and each dialog draws its noise from its own stream (seed, index): the same seed gives the same
+go on decoding. As soon as half of the seated dialogs wait for their tests, decoding pauses, and the results
+of half of the waiting dialogs are read: those that have waited longest. Finished dialogs leave, new ones take
+the free seats, and all that begin a turn are prefilled together. This order depends only on tokens, never on
+time. Each dialog draws its random numbers from its own stream (seed, index). So the same seed gives the same
 dialogs, and what one dialog samples does not depend on the others.
 
 Differs: with feedback "none" a dialog still ends when the public tests pass; in the paper's training without
-feedback (appendix B.4) every dialog has all its turns. Where the paper is silent: a response cut at the
-length limit is `truncated`, gets no invented end token, and counts as it ran; a dialog that no longer fits
-the context gets shorter feedback first, then ends. Run alone: `python rollout.py MODEL_DIRECTORY [PROBLEMS]`.
+feedback (appendix B.4) every dialog has all its turns. The paper does not say, so we chose: a response that
+reaches the length limit is `truncated`, gets no end token, and is tested as it is; a dialog that would not
+fit the context gets shorter feedback, or ends. Run alone: `python rollout.py MODEL_DIRECTORY [PROBLEMS]`.
 """
 
 import argparse
@@ -51,13 +51,13 @@ class Turn:
 
     start: int  # ids[start:end] of the episode are the sampled tokens, the end token included
     end: int
-    behaviour_logprobs: list[float]  # one a response token, under the distribution that was sampled from
+    behaviour_logprobs: list[float]  # of each response token, under the distribution that it was sampled from
     text: str = ""
     code: str | None = None  # None: no fenced block, or it does not compile
     results: list[TestResult] | None = None  # on the public tests; None where there was no valid code
     truncated: bool = False  # cut at the length limit, no end token
     feedback: str = ""  # the user message that followed; empty at the last turn
-    sandbox_seconds: float = 0.0  # for which sampling had to wait for this turn's tests
+    sandbox_seconds: float = 0.0  # how long sampling waited for this turn's tests
 
     @property
     def outcome(self) -> str:
@@ -76,8 +76,8 @@ class Episode:
     turns: list[Turn]
     public_passed: bool  # the last response passes every public test
     solved: bool  # the last response passes every test, public and private
-    truncated: bool  # ended early because the dialog no longer fitted the context
-    index: int
+    truncated: bool  # ended early because the dialog would not fit the context
+    index: int  # of its random stream
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class RolloutSettings:
     """How dialogs are sampled."""
 
     turn_limit: int = 3
-    max_new_tokens: int = 1024  # a response
-    context: int = 8192  # a dialog
+    max_new_tokens: int = 1024  # of a response
+    context: int = 8192  # tokens of a dialog
     temperature: float = 1.0
     top_p: float = 1.0
     feedback: str = "true"  # or "random" (from other problems) or "none" (only "try again")
@@ -101,20 +101,20 @@ def check_feedback(kind: str) -> None:
 
 
 def fitting(problems: Sequence[Problem], chat, settings: RolloutSettings) -> list[int]:
-    """Indices of the problems whose prompt leaves room for a response: the others would end a run midway."""
+    """Indices of the problems whose prompt leaves room for a response: `rollout` refuses the others."""
     chat, examples = as_chat(chat), read_examples(settings.examples)
     room = settings.context - settings.max_new_tokens
-    frame = len(prompt_ids(chat, "?", examples)) + 8  # a text may also merge worse beside the template's
+    frame = len(prompt_ids(chat, "?", examples)) + 8  # a text may take more tokens within a template
     return [
         index
         for index, message in enumerate(first_messages(problems))
-        # A token stands for a byte at least: few prompts have to be encoded.
+        # A token stands for at least one byte, so only long messages have to be encoded.
         if frame + len(message.encode()) <= room or len(prompt_ids(chat, message, examples)) <= room
     ]
 
 
 def too_long(problems: Sequence[Problem], kept: Sequence[int], kind: str, settings: RolloutSettings) -> str:
-    """The message about the problems that are not among `kept`, those that are `fitting`."""
+    """The message about the problems that do not fit. Args: kept: the indices of those that do."""
     count = f"{len(problems) - len(kept)} of {len(problems)} {kind}"
     limits = f"context {settings.context} less max_new_tokens {settings.max_new_tokens}"
     return f"{count} have a longer prompt than {limits}"
@@ -122,11 +122,11 @@ def too_long(problems: Sequence[Problem], kept: Sequence[int], kind: str, settin
 
 @dataclass(eq=False)
 class _Dialog:
-    """An episode under way and its tests that are running."""
+    """An unfinished episode and its running tests."""
 
     episode: Episode
-    noise: Iterator[np.float64]  # one uniform number a sampled token
-    picks: np.random.Generator  # where random feedback comes from
+    noise: Iterator[np.float64]  # a uniform random number for each token to sample
+    picks: np.random.Generator  # chooses what random feedback is about
     public: Future | None = None
     other: tuple[Problem, Future] | None = None  # random feedback: another problem, a wrong program's results
     private: Future | None = None
@@ -142,7 +142,7 @@ class _Seats:
         self.cache = RaggedCache(context)
         self.dialogs: list[_Dialog] = []
         self.decoding = 0
-        self.testing: deque[_Dialog] = deque()  # wait for their tests, in the order in which they began to
+        self.testing: deque[_Dialog] = deque()  # waiting for their tests, longest wait first
 
     def _move(self, dialog: _Dialog, seat: int) -> None:
         """Exchange the dialog with the one in this seat."""
@@ -173,9 +173,9 @@ class _Seats:
 
 
 def _prefill(model, seats: _Seats, start: int) -> None:
-    """Append what is new of the decoding dialogs from seat `start` on to the cache.
+    """Put the new tokens of the decoding dialogs, from seat `start` on, into the cache.
 
-    All but the last token of each: the last one goes through the next decoding step.
+    All but the last token of each: that one goes through the next decoding step.
     """
     while start < seats.decoding:
         new_ids, width = [], 0
@@ -221,7 +221,7 @@ def _read_results(dialog: _Dialog, chat: Chat, sandbox: Sandbox, settings: Rollo
     problem, results = episode.problem, turn.results
     if settings.feedback == "random":
         problem, results = dialog.other[0], dialog.other[1].result()
-    for cut in (2000, 500, 100):  # characters of a field: a dialog that gets too long loses feedback first
+    for cut in (2000, 500, 100):  # characters of a field, fewer if the dialog would not fit
         if settings.feedback == "none":
             turn.feedback = RETRY_WITHOUT_FEEDBACK
         else:
@@ -305,7 +305,7 @@ def rollout(
         noise = logits.new_tensor([next(dialog.noise) for dialog in decoding], dtype=torch.float64)  # (n,)
         tokens, logprobs = sample_tokens(logits, noise, settings.temperature, settings.top_p)  # (n,), (n,)
         sampled = list(zip(decoding, tokens.tolist(), logprobs.tolist(), strict=True))
-        for dialog, token, logprob in reversed(sampled):  # a swap then moves only dialogs that are done
+        for dialog, token, logprob in reversed(sampled):  # backwards: end_turn swaps with the last one
             episode, turn = dialog.episode, dialog.episode.turns[-1]
             episode.ids.append(token)
             turn.end += 1
@@ -337,10 +337,10 @@ if __name__ == "__main__":
     parser.add_argument("problems", nargs="?", default="toy", help="a problem set or file (default: toy)")
     parser.add_argument("--template_options", default="", help="JSON object of options for the chat template")
     arguments = parser.parse_args()
-    with friendly_errors("rollout.py"), Sandbox() as executor:
+    with friendly_errors("rollout.py"), Sandbox() as sandbox:
         chat = Chat(load_tokenizer(arguments.model), arguments.template_options)
         model = load_model(arguments.model, dtype="auto")
         check_architecture(model.config, RolloutSettings.context)
         check_logits(model, len(chat.tokenizer), RolloutSettings.context)
         first = list(load_problems(arguments.problems, "test")[:1])
-        print(show(chat.tokenizer, rollout(model, chat, first, executor, RolloutSettings(), seed=0)[0]))
+        print(show(chat.tokenizer, rollout(model, chat, first, sandbox, RolloutSettings(), seed=0)[0]))

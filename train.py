@@ -1,10 +1,10 @@
 """RLEF: train a language model to use execution feedback, with PPO.
 
 Paper: Gehring et al., "Grounding Code LLMs in Execution Feedback with Reinforcement Learning", arXiv
-2410.02089. `train` below is the algorithm, from top to bottom; the objective stands in ppo.py's docstring.
+2410.02089. `train` below is the algorithm, from top to bottom; the docstring of ppo.py states the objective.
 
     python train.py                                     # the offline toy world, on a laptop's CPU
-    torchrun --nproc_per_node=2 train.py                # the same on two processes, to the same weights
+    torchrun --nproc_per_node=2 train.py                # the same on two processes, with the same result
     torchrun --nproc_per_node=8 train.py --preset 8b    # 8 GPUs of 80 GB
     torchrun --nproc_per_node=2 train.py --rollout_ranks 1    # one process samples while the other trains
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py --preset 8b
@@ -12,13 +12,13 @@ Paper: Gehring et al., "Grounding Code LLMs in Execution Feedback with Reinforce
     python train.py --resume runs/toy                   # go on after a stop, on any number of ranks
 
 Three networks start from the same checkpoint: the policy, the critic (its trunk), and the frozen initial
-policy for the KL penalty. Where the paper runs sampling and training apart, asynchronously, here they take
-turns, so that the policy that samples is the policy that is trained (episodes.py has the other ways).
+policy for the KL penalty. In the paper, sampling and training run asynchronously on separate GPUs. Here they
+take turns, so that the policy that samples is the policy that is trained; episodes.py has the alternatives.
 
-checkpoints.py describes a run's directory, which all nodes of the run share. All randomness in an iteration
-depends on seed and iteration alone, so a run that was stopped goes on as if it had not been. SIGTERM and
-Ctrl-C stop it where no work is lost, before or after an iteration's updates; torchrun kills what has not
-ended 30 seconds later, so give it `--shutdown_timeout 3600` where an iteration takes longer.
+checkpoints.py describes the directory of a run; all nodes of a run must share it. Randomness in an iteration
+depends only on the seed and the iteration's number, so a resumed run equals an uninterrupted one. SIGTERM and
+Ctrl-C stop the run before or after an iteration's updates: no update is lost. torchrun kills the processes
+30 seconds later: where an iteration takes longer, give it `--shutdown_timeout 3600`.
 """
 
 import contextlib
@@ -51,10 +51,10 @@ from value_head import ValueModel
 
 
 def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict | None:
-    """Train a policy as `config` says; returns the probes on test problems before and after.
+    """Train a policy as `config` says; returns the results on the test problems before and after.
 
-    None if `stopped()` became true on any rank that trains: then a checkpoint was saved, and `resume` goes on
-    from there. None on ranks that only sample.
+    If `stopped()` becomes true on any rank that trains, a checkpoint is saved for `--resume`, and the result
+    is None. It is also None on ranks that only sample.
     """
     with set_up(config, stopped) as setup:
         if setup is None:
@@ -70,7 +70,7 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
         for iteration in range(progress["iteration"], config.iterations):
             seconds: dict[str, float] = {}
             last = iteration + 1 == config.iterations
-            # 1. Rollouts: dialogs on the next problems, sampled by pi_b, judged by their private tests.
+            # 1. Rollouts: dialogs on the next problems, sampled by pi_b; all tests judge the last response.
             with timed(seconds, "rollout"):
                 episodes = source.take(iteration)
             if episodes is None:  # a stop was requested
@@ -91,10 +91,10 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
             seconds["waiting for tests"] = sandbox_wait / (config.rollout_ranks or ranks())  # part of rollout
             for phase, spent in seconds.items():
                 run.seconds[phase] = run.seconds.get(phase, 0.0) + spent
-            sampled = dialog_statistics([record(episode) for episode in episodes], config.turn_limit)
-            shown = f"iteration {iteration + 1}\n{show(setup.sampler.chat.tokenizer, episodes[0])}\n\n"
-            entry = {"iteration": iteration + 1} | sampled | statistics | {"seconds": seconds}
-            run.log(entry, shown if last or iteration % config.show_every == 0 else "")
+            dialog_metrics = dialog_statistics([record(episode) for episode in episodes], config.turn_limit)
+            decoded = f"iteration {iteration + 1}\n{show(setup.sampler.chat.tokenizer, episodes[0])}\n\n"
+            entry = {"iteration": iteration + 1} | dialog_metrics | statistics | {"seconds": seconds}
+            run.log(entry, decoded if last or iteration % config.show_every == 0 else "")
             if last or (iteration + 1) % config.checkpoint_every == 0:
                 run.save(trained, source.prefetch, config.keep_checkpoints)
             by_turn = " ".join(f"{share:.2f}" for share in entry["solved_by_turn"])
@@ -116,7 +116,7 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
 class MicroBatch:
     """Episodes that go through the networks together, in `prepare` and again in `update`, and their targets.
 
-    R response tokens; v values: one a turn, or (ablation) one a token.
+    R response tokens; v values: one per turn, or (ablation) one per token.
     """
 
     batch: ppo.Batch
@@ -124,16 +124,14 @@ class MicroBatch:
     old_logprobs: torch.Tensor  # (R,)
     old_values: torch.Tensor  # (v,)
     returns: torch.Tensor  # (v,)
-    advantages: torch.Tensor | None = None  # (R,) known when all of the batch is
+    advantages: torch.Tensor | None = None  # (R,) set when those of the whole batch are known
 
 
-def draw_minibatches(
-    episodes: Sequence[Episode], iteration: int, config: Config
-) -> list[list[list[Episode]]]:
-    """For each update the micro-batches of all ranks, in an order of this iteration's own.
+def draw_minibatches(episodes: list[Episode], iteration: int, config: Config) -> list[list[list[Episode]]]:
+    """Shuffle the episodes. Returns: for each update, the micro-batches of all ranks.
 
-    `prepare` and `update` share this grouping: another one rounds differently in half precision, and then the
-    ratio does not start at 1.
+    `prepare` and `update` use the same grouping: in half precision another one rounds differently, and the
+    ratio would not start at 1.
     """
     order = np.random.default_rng([config.seed, 1, iteration]).permutation(len(episodes))
     minibatches = ([episodes[i] for i in chosen] for chosen in order.reshape(-1, config.minibatch_episodes))
@@ -141,7 +139,7 @@ def draw_minibatches(
 
 
 def read_values(critic, batch: ppo.Batch, config: Config) -> torch.Tensor:
-    """Values (v,) before each turn or (ablation) before each response token."""
+    """Values (v,) before each response or (ablation) before each response token."""
     if config.token_level_values:
         return critic(batch.ids, batch.token_rows, batch.token_columns - 1)
     return critic(batch.ids, batch.turn_rows, batch.prompt_columns)
@@ -151,17 +149,17 @@ def read_values(critic, batch: ppo.Batch, config: Config) -> torch.Tensor:
 def prepare(
     policy, reference, critic, minibatches: list[list[list[Episode]]], config: Config
 ) -> tuple[list[list[MicroBatch]], dict]:
-    """Log-probs, values, rewards, returns and advantages, and statistics of them over the whole batch.
+    """Compute log-probs, values, rewards, returns and advantages, and their statistics over the whole batch.
 
-    Returns: for each update the micro-batches of this rank; the statistics are those of all ranks.
+    Returns: for each update the micro-batches of this rank; the statistics over all ranks.
     """
-    prepared, own = [], []
+    prepared, measured = [], []
     for minibatch in minibatches:
         prepared.append([])
         for group in minibatch[rank() :: ranks()]:
-            batch, how = ppo.collate(group, config.device), (config.temperature, config.logits_chunk)
-            old, entropies = as_forward(ppo.response_logprobs, policy, batch, *how)  # (R,), (R,)
-            initial, _ = as_forward(ppo.response_logprobs, reference, batch, *how)  # (R,)
+            batch, options = ppo.collate(group, config.device), (config.temperature, config.logits_chunk)
+            old, entropies = as_forward(ppo.response_logprobs, policy, batch, *options)  # (R,), (R,)
+            initial, _ = as_forward(ppo.response_logprobs, reference, batch, *options)  # (R,)
             values = read_values(critic, batch, config)  # (v,)
             behaviour = [logprob for e in group for turn in e.turns for logprob in turn.behaviour_logprobs]
             behaviour = torch.tensor(behaviour, device=config.device)  # (R,)
@@ -171,20 +169,20 @@ def prepare(
             returns = ppo.turn_returns(rewards, batch.turn_rows, config.gamma)  # (N,)
             targets = returns[batch.turn_of_token] if config.token_level_values else returns  # (v,)
             prepared[-1].append(MicroBatch(batch, behaviour, old, values, targets))
-            measured = returns, targets, values, ppo.turn_kl(old, initial, *turns), entropies, old - behaviour
-            own.append([vector.cpu() for vector in measured])
+            kl = ppo.turn_kl(old, initial, *turns)  # (N,) the mean is logged, also with `product_kl`
+            measured.append([v.cpu() for v in (returns, targets, values, kl, entropies, old - behaviour)])
     distributed.free_gathered(policy, reference, critic)
 
-    everyone = gather(own)
+    measured = gather(measured)
     # (N,), (v,), (v,), (N,), (R,), (R,) of all ranks
-    returns, targets, values, kl, entropies, gap = map(torch.cat, zip(*everyone, strict=True))
-    advantages = ppo.advantages(targets, values).split([len(vectors[1]) for vectors in everyone])
-    microbatches = [microbatch for part in prepared for microbatch in part]
-    first = len(microbatches) * rank()  # ranks have equally many
-    for microbatch, of_turns in zip(microbatches, advantages[first:], strict=False):
-        of_turns = of_turns.to(config.device)  # (v,)
+    returns, targets, values, kl, entropies, gap = map(torch.cat, zip(*measured, strict=True))
+    advantages = ppo.advantages(targets, values).split([len(vectors[1]) for vectors in measured])  # (v,) each
+    microbatches = [microbatch for minibatch in prepared for microbatch in minibatch]
+    first = len(microbatches) * rank()  # every rank has the same number
+    for microbatch, advantage in zip(microbatches, advantages[first:], strict=False):
+        advantage = advantage.to(config.device)  # (v,)
         by_token = config.token_level_values
-        microbatch.advantages = of_turns if by_token else of_turns[microbatch.batch.turn_of_token]  # (R,)
+        microbatch.advantages = advantage if by_token else advantage[microbatch.batch.turn_of_token]  # (R,)
     episodes = [episode for minibatch in minibatches for group in minibatch for episode in group]
     return prepared, {
         "reward": ppo.turn_rewards(episodes).sum().item() / len(episodes),
@@ -198,7 +196,7 @@ def prepare(
 
 
 def update(policy, critic, optimisers, schedules, microbatches: list[MicroBatch], config: Config) -> dict:
-    """One update of both networks on one minibatch; neither micro-batches nor ranks change the gradient.
+    """One update of both networks on one minibatch; the number of micro-batches or ranks does not change it.
 
     Args: microbatches: those of this rank. Returns: statistics over all ranks.
     Raises: FloatingPointError if a loss or a gradient is not finite.
@@ -208,22 +206,24 @@ def update(policy, critic, optimisers, schedules, microbatches: list[MicroBatch]
     names = ("policy_loss", "value_loss", "ratio", "clip_fraction", "approximate_kl")
     sums, worst = dict.fromkeys(names, 0.0), 0.0
     for m in microbatches:
-        how, of_policy = (config.temperature, config.logits_chunk), (m.old_logprobs, m.behaviour_logprobs)
-        logprobs, _ = as_forward(ppo.response_logprobs, policy, m.batch, *how)  # (R,)
-        loss = ppo.policy_loss(logprobs, *of_policy, m.advantages, config.clip).sum() / tokens
-        loss.backward()
+        options, earlier = (config.temperature, config.logits_chunk), (m.old_logprobs, m.behaviour_logprobs)
+        logprobs, _ = as_forward(ppo.response_logprobs, policy, m.batch, *options)  # (R,)
+        policy_loss = ppo.policy_loss(logprobs, *earlier, m.advantages, config.clip).sum() / tokens  # ()
+        policy_loss.backward()
         values = read_values(critic, m.batch, config)  # (v,)
-        error = ppo.value_loss(values, m.old_values, m.returns, config.clip).sum() / values_read
-        error.backward()
+        value_loss = ppo.value_loss(values, m.old_values, m.returns, config.clip).sum() / values_read  # ()
+        value_loss.backward()
         log_ratio = (logprobs - m.old_logprobs).detach()  # (R,)
         ratio = log_ratio.exp()  # (R,)
-        clipped = ppo.is_clipped(ppo.policy_ratio(logprobs, *of_policy), m.advantages, config.clip)  # (R,)
+        clipped = ppo.is_clipped(ppo.policy_ratio(logprobs, *earlier), m.advantages, config.clip)  # (R,)
+        # The last one estimates KL(pi_old, pi); unlike the mean of -log_ratio it is never negative.
         means = ratio.sum() / tokens, clipped.sum() / tokens, (ratio - 1 - log_ratio).sum() / tokens
-        for name, value in zip(names, (loss, error, *means), strict=True):
+        for name, value in zip(names, (policy_loss, value_loss, *means), strict=True):
             sums[name] += value.item()
         worst = max(worst, (ratio - 1).abs().max().item())
         if not np.isfinite(sums["policy_loss"] + sums["value_loss"]):
-            raise FloatingPointError(f"rank {rank()}: the losses are {loss.item()} and {error.item()}")
+            losses = f"{policy_loss.item()} and {value_loss.item()}"
+            raise FloatingPointError(f"rank {rank()}: the losses are {losses}")
     sums = dict(zip(sums, distributed.total([*sums.values()]), strict=True))
     sums |= {"ratio_worst": max(gather([worst])), "learning_rate": optimisers[0].param_groups[0]["lr"]}
     networks = (("policy", policy), ("value", critic))
@@ -238,7 +238,7 @@ def update(policy, critic, optimisers, schedules, microbatches: list[MicroBatch]
 
 
 def update_pass(setup: "Setup", prepared: list[list[MicroBatch]], iteration: int) -> dict:
-    """An update for each minibatch; the means of their statistics."""
+    """One update for each minibatch. Returns: the means of their statistics."""
     updates: list[dict] = []
     for microbatches in prepared:
         try:
@@ -264,13 +264,13 @@ class Setup:
     sampler: Sampler
     source: EpisodeSource
     reference: torch.nn.Module  # the initial policy, frozen
-    trainable: tuple  # policy, critic, and a list each of their optimisers and schedules
+    trainable: tuple  # policy, critic, list of both optimisers, list of both schedules
     valid: Sequence[Problem]
     test: Sequence[Problem]
 
 
 def load_networks(config: Config) -> tuple[torch.nn.Module, tuple]:
-    """The three networks from the same checkpoint: the reference, and what `Setup.trainable` says."""
+    """Load three networks from the same checkpoint. Returns: `reference` and `trainable` of a Setup."""
     trained = {"gradient_checkpointing": config.gradient_checkpointing, "state_dtype": config.state_dtype}
     policy = load_model(**config.loading(), **trained)
     reference = load_model(**config.loading()).requires_grad_(False)
@@ -287,19 +287,18 @@ def load_networks(config: Config) -> tuple[torch.nn.Module, tuple]:
 
 
 def in_checkpoint(trainable: tuple) -> dict[str, tuple]:
-    """Network, optimiser and schedule by name, as checkpoints.py takes them."""
+    """Network, optimiser and schedule under each network's name, as checkpoints.py expects them."""
     policy, critic, optimisers, schedules = trainable
-    rows = zip(("policy", "critic"), (policy, critic), optimisers, schedules, strict=True)
-    return {name: tuple(row) for name, *row in rows}
+    return {"policy": (policy, optimisers[0], schedules[0]), "critic": (critic, optimisers[1], schedules[1])}
 
 
 @contextlib.contextmanager
 def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None]:
-    """Check the input, load what training needs; yields None on a rank that only samples, when it has."""
+    """Check the input, load what training needs. A rank that only samples does so here, then yields None."""
     began = time.perf_counter()
-    alone = config.state_dtype == config.dtype and not config.cpu_offload
+    unsharded = config.state_dtype == config.dtype and not config.cpu_offload
     workers = distributed.sandbox_workers()
-    with Sandbox(workers) as sandbox, distributed.process_group(config.device, alone) as device:
+    with Sandbox(workers) as sandbox, distributed.process_group(config.device, unsharded) as device:
         config = replace(config, device=device)
         if sandbox.layers_off and rank() == 0:
             print(f"sandbox: {sandbox.layers_off}", file=sys.stderr)
@@ -308,7 +307,7 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
         if not config.model:
             config = replace(config, model=str(run.path.parent / "toy-base"))
             if rank() == 0:
-                run.path.mkdir(parents=True, exist_ok=True)  # before the work: it may be refused
+                run.path.mkdir(parents=True, exist_ok=True)  # may fail: before the toy's model is built
                 toy.ensure_base(Path(config.model), seed=0)
             distributed.barrier()
         check_architecture(distributed.load_config(config.model, config.gguf_file), config.context)
@@ -341,8 +340,8 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
 def keep_best(setup: Setup, policy) -> dict:
     """Evaluate on the valid split; export the policy if it is the best so far."""
     config, run = setup.config, setup.run
-    schedule = list(setup.valid) * config.evaluation_rollouts
-    episodes = setup.sampler.sample(policy, schedule, config.eval_sampling(), config.seed, others=setup.valid)
+    problems = list(setup.valid) * config.evaluation_rollouts
+    episodes = setup.sampler.sample(policy, problems, config.eval_sampling(), config.seed, others=setup.valid)
     solved = sum(episode.solved for episode in episodes) / len(episodes)
     if solved > run.progress["best"]:
         run.progress["best"] = solved
@@ -351,19 +350,19 @@ def keep_best(setup: Setup, policy) -> dict:
 
 
 def probe(setup: Setup, policy) -> dict:
-    """Test problems with true and with random feedback, the paper's probe of grounding; a good episode."""
+    """Results on the test problems with random and with true feedback, and the text of one episode."""
     config, result = setup.config, {}
-    schedule, others = list(setup.test) * config.evaluation_rollouts, setup.sampler.training
-    for kind in ("random", "true"):
+    problems, others = list(setup.test) * config.evaluation_rollouts, setup.sampler.training
+    for kind in ("random", "true"):  # true last: its episodes are used below
         settings = config.eval_sampling(kind)
-        episodes = setup.sampler.sample(policy, schedule, settings, config.seed, others=others)
+        episodes = setup.sampler.sample(policy, problems, settings, config.seed, others=others)
         result[kind] = summarise([record(episode) for episode in episodes], config.turn_limit)
     shown = next((e for e in episodes if e.solved and len(e.turns) > 1), episodes[0])
     return result | {"episode": show(setup.sampler.chat.tokenizer, shown)}
 
 
 def finish(setup: Setup) -> dict:
-    """After the last iteration: the best policy on the test problems, the table, `result.json`."""
+    """After the last iteration: probe the best policy, print the table, write `result.json`."""
     config, run, after = setup.config, setup.run, None
     if not setup.valid or run.progress["best"] < 0:
         export(setup.trainable[0], setup.sampler.chat.tokenizer, run.path / "best", config.dtype)

@@ -1,16 +1,16 @@
-"""A language model in two parts, trunk and tail; and the critic: a trunk and a linear head, read once a turn.
+"""A language model in two parts, trunk and tail; the critic: a trunk and a linear head, read once per turn.
 
 Paper: section 2.2 and appendix A. RLEF's actions are whole responses, so its critic says what a *turn* is
 worth: V(c_t) for the dialog so far, c_t, read at the last token of the prompt of turn t, before any token of
-the response. All turns of an episode come out of one forward over the whole dialog: attention is causal, so
-what is read at a turn's prompt cannot depend on its response, and does depend on every earlier one.
+the response. One forward over the whole dialog gives the values of all its turns: attention is causal, so the
+value of a turn depends on every earlier response, but not on the turn's own.
 
-The critic is a network of its own, initialised from the same checkpoint as the policy; the output layer is
-replaced by a randomly initialised linear layer to a scalar. With `token_level_values` in train.py (the
+The critic is a separate network, initialised from the same checkpoint as the policy; the output layer is
+replaced by a randomly initialised linear layer to a scalar. With `token_level_values` in config.py (the
 paper's ablation) the same network is read before every response token instead.
 
-The policy's log-probs need its output layer for response tokens only, in chunks. But what a model does to its
-logits besides (Granite divides them, Gemma 2 caps them) stands in its own `forward`: `tail_logits` runs that.
+The policy's log-probs need logits for response tokens only, computed in chunks. Some models also scale or cap
+their logits (Granite, Gemma 2). They do so in their own `forward`, so `tail_logits` runs that.
 """
 
 from copy import copy
@@ -25,7 +25,7 @@ from transformers.modeling_outputs import ModelOutput
 
 
 def trunk_of(model: PreTrainedModel) -> nn.Module:
-    """The part of a causal LM that ends in the last hidden states."""
+    """A causal LM without its output layer: from ids to the last hidden states."""
     decoder = model.get_decoder()
     return model.model if decoder is model else decoder  # Llama 4's text model calls itself its decoder
 
@@ -36,12 +36,12 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def tail_logits(model: PreTrainedModel, output: ModelOutput, hidden: torch.Tensor) -> torch.Tensor:
-    """What the model itself makes of `hidden` (n, D), some of the trunk's `output`: logits (n, V)."""
+    """The model's own logits (n, V) for `hidden` (n, D), which are some rows of the trunk's `output`."""
     output, trunk = copy(output), trunk_of(model)
     output.last_hidden_state = hidden[None]  # (1, n, D)
-    ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)  # (1, n) not looked at
+    ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)  # (1, n) unused
     with patch.object(trunk, "forward", lambda *_, **__: output):
-        return model.forward(ids, use_cache=False).logits[0]  # not model(...): FSDP2's hooks run once
+        return model.forward(ids, use_cache=False).logits[0]  # (n, V) model(...) would repeat FSDP2's hooks
 
 
 class _Float32Logits(torch.autograd.Function):
@@ -52,23 +52,23 @@ class _Float32Logits(torch.autograd.Function):
         context.save_for_backward(hidden, weight)
         if hidden.is_cuda:  # sums in fp32 without a copy of the weight
             rows = torch.mm(hidden.flatten(0, -2), weight.T, out_dtype=torch.float32)  # (n, V)
-            return rows.unflatten(0, hidden.shape[:-1])
+            return rows.unflatten(0, hidden.shape[:-1])  # (..., V)
         return F.linear(hidden.float(), weight.float())  # (..., V)
 
     @staticmethod
     def backward(context, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         hidden, weight = context.saved_tensors
         gradient = gradient.to(weight.dtype)  # (..., V)
-        return gradient @ weight, gradient.flatten(0, -2).T @ hidden.flatten(0, -2)
+        return gradient @ weight, gradient.flatten(0, -2).T @ hidden.flatten(0, -2)  # (..., D), (V, D)
 
 
 def use_float32_logits(model: PreTrainedModel) -> None:
-    """Let the output layer give logits in fp32: of bf16 ones, a top logit of 28 has steps of 0.125."""
+    """Make the output layer return logits in fp32: bf16 numbers near 28, a top logit, are 0.125 apart."""
 
     def forward(layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
         if layer.weight.dtype == torch.float32:
-            return F.linear(hidden, layer.weight, layer.bias)
-        logits = _Float32Logits.apply(hidden, layer.weight)
+            return F.linear(hidden, layer.weight, layer.bias)  # (..., V)
+        logits = _Float32Logits.apply(hidden, layer.weight)  # (..., V)
         return logits if layer.bias is None else logits + layer.bias
 
     if isinstance(layer := model.get_output_embeddings(), nn.Linear):
@@ -85,7 +85,7 @@ class ValueModel(nn.Module):
         super().__init__()
         self.trunk = trunk_of(language_model)
         width = language_model.config.get_text_config().hidden_size
-        self.head = nn.Linear(width, 1, dtype=torch.float32)  # (D) -> (1), in fp32 whatever the trunk's type
+        self.head = nn.Linear(width, 1, dtype=torch.float32)  # D -> 1, in fp32 whatever the trunk's type
         nn.init.normal_(self.head.weight, std=width**-0.5)
         nn.init.zeros_(self.head.bias)
 
@@ -95,4 +95,4 @@ class ValueModel(nn.Module):
         Ids (B, T) padded at the right, rows and columns (N,).
         """
         hidden = self.trunk(ids, use_cache=False).last_hidden_state  # (B, T, D)
-        return self.head(hidden[rows, columns].float()).sum(-1)  # (N,) no view: FSDP2 would warn
+        return self.head(hidden[rows, columns].float()).sum(-1)  # (N,) not [:, 0]: FSDP2 warns about views
