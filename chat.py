@@ -2,12 +2,12 @@
 
 Tokens in, tokens out: a dialog's ids are only ever appended to. The template is therefore rendered in parts:
 `prompt_ids` up to where the first response begins, `observation_ids` from the end of a response to where the
-next one begins. What the model sampled stands between these parts as it was sampled, thoughts included, while
-most templates drop the thoughts of earlier turns: docs/templates.md says what follows from that.
+next one begins. The sampled ids between these parts stay as they are, thoughts included, while most templates
+drop the thoughts of earlier turns: docs/templates.md says what follows from that.
 
-`Chat` reads from a template what a dialog needs: which tokens end a response, what stands between this end
-and the next user message, how thoughts are marked. It refuses a template that it cannot work with. A text
-that a user message quotes cannot end the user's turn: tokens that structure a dialog are broken up in it.
+`Chat` reads from a template what a dialog needs: which tokens end a response, what comes between this end and
+the next user message, how thoughts are marked. It refuses a template that it cannot work with. The tokens
+that structure a dialog are broken up in user messages, so that a quoted text cannot end the user's turn.
 Templates that print today's date get a fixed one, or the same seed would give other dialogs tomorrow.
 """
 
@@ -22,23 +22,23 @@ from datetime import date
 from itertools import product
 from pathlib import Path
 
-MESSAGE, ANSWER = "@message@", "@response@"  # stand for texts where the template is read; never sampled
-DAY = date(2024, 7, 26)  # today, for templates that print the date
+MESSAGE, ANSWER = "@message@", "@response@"  # placeholders that show where the template puts messages
+DAY = date(2024, 7, 26)  # the fixed date of templates that print today's
 TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
-CHANNEL, CONTENT = "<|channel|>", "<|message|>"  # OpenAI's harmony: thoughts and the answer are channels
+CHANNEL, CONTENT = "<|channel|>", "<|message|>"  # OpenAI's harmony: the final answer is one of its channels
 MARKS = {mark for pair in (*THOUGHTS, (CHANNEL, CONTENT)) for mark in pair}
 PYTHON = ("python", "py", "python3")
-INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass)  # statements that do nothing by themselves
+INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass)  # statements without an effect of their own
 FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,})([^`]*)")  # a line: text before it, fence, language
 QUOTE = re.compile(r"^(?: {0,3}>)+ ?")
 ITEM = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*")  # indentation and the beginning of a list's item
 
 
 class Chat:
-    """A tokenizer, and what dialogs need of its chat template. All functions below accept a tokenizer too.
+    """A tokenizer and what dialogs need of its chat template. The functions below take a tokenizer too.
 
-    `template_options` is a JSON object that the template gets, such as '{"enable_thinking": false}'.
+    `template_options` is a JSON object that is passed to the template, such as '{"enable_thinking": false}'.
     Raises: ValueError, one sentence, if template or options cannot be used.
     """
 
@@ -55,6 +55,7 @@ class Chat:
         if "strftime_now(" in self.template:
             raise ValueError(f"{self.name} computes the format of today's date, which cannot be fixed then")
         added = {i: (token.content, token.special) for i, token in tokenizer.added_tokens_decoder.items()}
+        # A response's text leaves special tokens out; `render` breaks those that structure a dialog up.
         self.dropped = {i for i, (text, special) in added.items() if special and text not in MARKS}
         added = {i: text for i, (text, special) in added.items() if special or text in self.template}
         self.structure = {i: text for i, text in added.items() if text.strip()}
@@ -91,22 +92,22 @@ class Chat:
             raise ValueError(f"{self.name} cannot render a dialog of user and assistant: {reason}") from error
 
     def behind_answer(self, message: str) -> str:
-        """The template's text from the end of a response, if it writes it, to where the next one begins."""
+        """The template's text between a response and the next one, with the end token if it has one."""
         contents = (("user", "?"), ("assistant", ANSWER), ("user", message))
         return self.render([{"role": r, "content": text} for r, text in contents]).partition(ANSWER)[2]
 
     def encode_behind(self, text: str) -> list[int]:
-        """The ids of a text within a dialog: some tokenizers put a blank before the first word of a text."""
+        """The ids of a text within a dialog: alone, some tokenizers would put a blank before it."""
         parts = ("0", f"0{text}", text)
         digit, both, alone = (self.tokenizer.encode(part, add_special_tokens=False) for part in parts)
         return both[len(digit) :] if both[: len(digit)] == digit else alone
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of a sampled response: special tokens are left out, but for those that mark thoughts."""
+        """The text of a sampled response, without special tokens except those that mark thoughts."""
         return self.tokenizer.decode([i for i in ids if i not in self.ends and i not in self.dropped])
 
     def final_answer(self, text: str) -> str:
-        """What stands behind the last thought in the text of a response; empty if the thoughts never end."""
+        """The text of a response after its last thought; empty if the thoughts do not end."""
         if self.channels:
             channel, _, answer = text.rpartition(CHANNEL)[2].partition(CONTENT)
             return answer if channel.strip() == "final" else ""
@@ -118,7 +119,7 @@ class Chat:
 
 
 def as_chat(chat) -> Chat:
-    """The same Chat, or that of a plain tokenizer."""
+    """`chat` itself, or the Chat of a tokenizer."""
     return chat if isinstance(chat, Chat) else Chat(chat)
 
 
@@ -126,11 +127,11 @@ def prompt_ids(chat, message: str, before: Sequence[dict] = ()) -> list[int]:
     """The ids of a user message and of the chat messages `before` it, up to where the response begins."""
     chat = as_chat(chat)
     text = chat.render([*before, {"role": "user", "content": message}])
-    return chat.tokenizer.encode(text, add_special_tokens=False)  # the template has written the first one
+    return chat.tokenizer.encode(text, add_special_tokens=False)  # the template has written the BOS token
 
 
 def observation_ids(chat, message: str, sampled_end: int | None = None) -> list[int]:
-    """The template's ids between two responses: its end (unless the model sampled one), message, header."""
+    """The ids between two responses: the end token (unless the model sampled it), the message, the header."""
     chat = as_chat(chat)
     ids = chat.encode_behind(chat.behind_answer(message))
     ended = sampled_end == chat.end or (sampled_end is not None and not chat.opens_next)
@@ -138,7 +139,7 @@ def observation_ids(chat, message: str, sampled_end: int | None = None) -> list[
 
 
 def stop_ids(chat) -> set[int]:
-    """Ids that end a response: the model's own, and the token with which the template ends a turn."""
+    """Ids that end a response: the model's own end tokens, and the token that ends a turn in the template."""
     return as_chat(chat).ends
 
 
@@ -158,7 +159,7 @@ def extract_code(text: str) -> str | None:
     """The program in a response; None if no block of code compiles.
 
     Blocks are CommonMark's: three or more backticks or tildes, closed by a line of the same kind, at least as
-    long and indented by at most three more. As readers do, we also accept a fence behind text, a closing one
+    long and indented by at most three more. As readers do, we also accept a fence after text, a closing one
     beside text, fences in triple-quoted strings, and a last block that is never closed; each only where the
     code then compiles. Which block counts:
 
@@ -186,7 +187,7 @@ def _blocks(text: str) -> list[tuple[str, str]]:
         opening, position = FENCE.fullmatch(lines[position]), position + 1
         before, fence, info = opening.groups() if opening else ("", "", "")
         language = re.match(r"\W*([\w-]*)", info)[1].lower()
-        item = ITEM.fullmatch(QUOTE.sub("", before))  # None: the fence is behind text
+        item = ITEM.fullmatch(QUOTE.sub("", before))  # None: the fence comes after text
         if not fence or (not item and info.strip() and language not in PYTHON):
             continue
         indent = len(item[0]) if item else len(before) - len(before.lstrip())

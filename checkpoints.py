@@ -1,13 +1,13 @@
 """A run on disk: its directory, its checkpoints, and the models that it exports.
 
-A run's directory holds `config.json`, `metrics.jsonl` (an object an iteration), `dialogs.txt` (a decoded
+A run's directory holds `config.json`, `metrics.jsonl` (an object per iteration), `dialogs.txt` (a decoded
 episode now and then), `best/` (the best policy on the valid split, a Hugging Face directory), `checkpoints/`
 and at the end `result.json` and, with matplotlib, `curves.png`.
 
-A checkpoint has networks, optimisers and schedules, written by torch's distributed checkpoint (DCP), which
-any number of ranks can read; `about.json` with the run's progress; and `prefetched.json`, episodes that were
-sampled before their turn. Each file and directory is written beside the old one and then renamed: a run that
-is killed at any moment goes on from its newest checkpoint as if it had not been.
+A checkpoint has the states of networks and optimisers, written by torch's distributed checkpoint (DCP), so
+that any number of ranks can read them; `about.json` with the run's progress; and `prefetched.json`, episodes
+of the next iteration. Each file and directory is written beside the old one and then renamed: a run that was
+killed at any moment resumes from its newest checkpoint, and then equals an uninterrupted one.
 """
 
 import json
@@ -60,14 +60,14 @@ def replace_whole(target: Path, beside: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file: what stands at `path` is always the whole old text or the whole new one."""
+    """Write a text file: `path` always has the whole old text or the whole new one."""
     beside = path.with_name(path.name + ".partial")
     beside.write_text(text)
     replace_whole(path, beside)
 
 
 def check_replaceable(directory: Path) -> None:
-    """Before the work: can a model be written to `directory`, and is nothing lost but a model by it?
+    """Check before the work that a model can be written to `directory` and replaces nothing but a model.
 
     Raises: ValueError or OSError, one sentence.
     """
@@ -138,10 +138,10 @@ class RunDirectory:
                 self.progress[name] = (self.path / name).stat().st_size
 
     def save(self, trained: dict[str, tuple], prefetch: Callable[[int], list], keep: int) -> None:
-        """Write a checkpoint of this moment, unless there is one; `prefetch` gives the next episodes."""
+        """Write a checkpoint, unless this iteration has one; `prefetch` gives the next episodes."""
         iteration = self.progress["iteration"]
         directory = self.path / "checkpoints" / f"{iteration:06d}"
-        # At the start nothing can be lost, and DCP would count a step of optimisers that have made none.
+        # At iteration 0 nothing can be lost, and DCP would count a step that the optimisers have not made.
         if iteration > 0 and not directory.exists():
             save_checkpoint(directory, trained, self.progress, keep, prefetch(iteration))
 
@@ -150,10 +150,10 @@ class RunDirectory:
 
 
 def _state(trained: dict[str, tuple]) -> dict:
-    """All tensors that change while training, as DCP takes them: sharded, under the names of the parameters.
+    """All tensors that training changes, as DCP expects them: sharded, under the names of the parameters.
 
-    Nothing else is kept there. Learning rates follow from the number of updates, and what is random in an
-    iteration from seed and iteration, so there are no states of schedules and generators.
+    Nothing else is needed: learning rates follow from the number of updates, random numbers from seed and
+    iteration.
     """
     return {
         name: {
@@ -171,7 +171,7 @@ def save_checkpoint(
 
     Args:
         trained: name to (network, optimiser, schedule); about: plain JSON, for about.json.
-        prefetched: episodes that were sampled before their turn, as plain JSON.
+        prefetched: episodes of the next iteration, as plain JSON.
     Raises: OSError, one sentence, if it cannot be written; the older ones are left as they are.
     """
     beside = directory.with_name(directory.name + ".partial")
@@ -179,8 +179,8 @@ def save_checkpoint(
         shutil.rmtree(beside, ignore_errors=True)
     barrier()
     try:
-        alone = {"process_group": team(), "no_dist": not dist.is_initialized()}
-        dcp.save(_state(trained), checkpoint_id=beside, **alone)
+        group = {"process_group": team(), "no_dist": not dist.is_initialized()}
+        dcp.save(_state(trained), checkpoint_id=beside, **group)
         if rank() == 0:
             (beside / "prefetched.json").write_text(json.dumps(prefetched))
             sizes = {path.name: path.stat().st_size for path in beside.iterdir()}
@@ -215,13 +215,13 @@ def damage(directory: Path) -> str:
 
 
 def read_prefetched(directory: Path) -> list:
-    """The episodes that were sampled before their turn when a checkpoint was saved, as plain JSON."""
+    """The episodes of the next iteration that a checkpoint has, as plain JSON."""
     path = directory / "prefetched.json"
     return json.loads(path.read_text()) if path.exists() else []
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """DCP pickles its metadata. From a run that somebody else has made, only its plain records are read."""
+    """DCP pickles its metadata. A checkpoint from others must not run code: only plain records are read."""
 
     def find_class(self, module: str, name: str) -> object:
         if name in DCP_RECORDS and module in DCP_MODULES or (module, name) in OTHER_RECORDS:
@@ -243,7 +243,7 @@ class _Reader(dcp.FileSystemReader):
 
 
 class _TensorsOnly(dcp.DefaultLoadPlanner):
-    """DCP would unpickle what is no tensor."""
+    """Refuses what is not a tensor, because DCP would unpickle it."""
 
     def load_bytes(self, read_item, value) -> None:
         raise ValueError(
@@ -252,11 +252,11 @@ class _TensorsOnly(dcp.DefaultLoadPlanner):
 
 
 def restore_checkpoint(directory: Path, trained: dict[str, tuple], updates: int) -> None:
-    """Bring networks, optimisers and schedules to where they were after `updates`, on any number of ranks."""
+    """Restore networks, optimisers and schedules as after so many `updates`, on any number of ranks."""
     state = _state(trained)
-    alone = {"process_group": team(), "no_dist": not dist.is_initialized()}
+    group = {"process_group": team(), "no_dist": not dist.is_initialized()}
     try:
-        dcp.load(state, storage_reader=_Reader(directory), planner=_TensorsOnly(), **alone)
+        dcp.load(state, storage_reader=_Reader(directory), planner=_TensorsOnly(), **group)
     except CheckpointException as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise ValueError(f"{directory} cannot be read: {reason}") from error

@@ -1,4 +1,4 @@
-"""Every setting of a run: what it means, its default, the presets, and what may not be combined.
+"""Every setting of a run: its meaning, its default, the presets, and which settings exclude each other.
 
 Paper: section 3.1 and appendix A for the numbers of the presets `8b` and `70b`; the defaults are those of the
 toy world. Each field of `Config` is a flag of train.py with the same name: `python train.py --help`.
@@ -30,16 +30,16 @@ class Config:
         "", "Hugging Face directory or hub name; empty: the toy world's own model, built when missing"
     )
     problems: str = option("toy", "toy, code_contests, humaneval_plus, mbpp_plus, or a file of problems")
-    train_split: str = option("train", "split that is trained on")
+    train_split: str = option("train", "split to train on")
     valid_split: str = option(
         "valid", "split that chooses the best policy; empty: no evaluation while training"
     )
     test_split: str = option("test", "split of the table before and after; empty: no table")
     holdout: float = option(
         0.0,
-        "share of a file's problems that are for valid and test, half for each, by a hash of the name",
+        "share of a file's problems to keep for valid and test, half for each, by a hash of the name",
     )
-    limit_problems: int = option(0, "use only the first so many problems of each split; 0: all")
+    limit_problems: int = option(0, "use only this number of problems from each split, the first; 0: all")
     output: str = option("runs/toy", "directory of the run")
     chat_template: str = option("", "file with a chat template, for base models that have none")
     template_options: str = option("", "JSON object of options for the chat template")
@@ -48,7 +48,7 @@ class Config:
     bf16_state: bool = option(False, "weights and optimiser state in --dtype too, instead of fp32")
     cpu_offload: bool = option(False, "keep weights and optimiser state in main memory")
     gather_weights: bool = option(True, "sample with whole weights on every rank; else gather layer by layer")
-    rollout_ranks: int = option(0, "so many of the ranks, the last ones, only sample; the others train")
+    rollout_ranks: int = option(0, "number of ranks, the last ones, that only sample; the others train")
     overlap: bool = option(
         True, "with rollout_ranks: sample while training, with weights one iteration old; else in turns"
     )
@@ -57,13 +57,13 @@ class Config:
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
     seed: int = option(0, "seed of everything random")
     iterations: int = option(20, "iterations, each a batch of rollouts and a pass of updates over it")
-    batch_episodes: int = option(256, "rollouts an iteration (paper: 1024)")
-    minibatch_episodes: int = option(64, "rollouts an update (paper: 256)")
+    batch_episodes: int = option(256, "rollouts per iteration (paper: 1024)")
+    minibatch_episodes: int = option(64, "rollouts per update (paper: 256)")
     microbatch_tokens: int = option(16384, "tokens, padding included, of one forward and backward")
     logits_chunk: int = option(4096, "response tokens whose logits are in memory at once")
-    turn_limit: int = option(3, "responses an episode may have")
-    max_new_tokens: int = option(48, "tokens of a response")
-    context: int = option(512, "tokens of a dialog")
+    turn_limit: int = option(3, "maximum number of responses in an episode")
+    max_new_tokens: int = option(48, "maximum number of tokens in a response")
+    context: int = option(512, "maximum number of tokens in a dialog")
     batch_rows: int = option(128, "dialogs that are sampled at once")
     temperature: float = option(1.0, "sampling temperature in training")
     feedback: str = option("true", "feedback in training: true, random or none (ablations)")
@@ -72,19 +72,19 @@ class Config:
     value_learning_rate: float = option(5e-4, "of the critic (paper: 2e-7)")
     weight_decay: float = option(0.1, "AdamW, both networks")
     warmup_updates: int = option(10, "updates over which the learning rates rise linearly (paper: 50)")
-    max_gradient_norm: float = option(1.0, "gradients are clipped to this norm, each network for itself")
+    max_gradient_norm: float = option(1.0, "gradients are clipped to this norm, each network separately")
     beta: float = option(0.05, "weight of the KL penalty")
     gamma: float = option(1.0, "discount of a turn")
     clip: float = option(0.2, "clip range of the ratio and of the value")
     product_kl: bool = option(False, "ablation: KL of the token products instead of their geometric mean")
-    token_level_values: bool = option(False, "ablation: a value in front of every response token")
+    token_level_values: bool = option(False, "ablation: a value before every response token")
     evaluate_every: int = option(5, "iterations between evaluations on the valid split")
     evaluation_temperature: float = option(0.2, "temperature of evaluations")
     evaluation_top_p: float = option(0.95, "top-p of evaluations")
-    evaluation_rollouts: int = option(1, "rollouts a problem in evaluations")
+    evaluation_rollouts: int = option(1, "rollouts per problem in evaluations")
     show_every: int = option(10, "iterations between decoded dialogs in dialogs.txt")
     checkpoint_every: int = option(5, "iterations between checkpoints")
-    keep_checkpoints: int = option(2, "checkpoints that are kept, the newest")
+    keep_checkpoints: int = option(2, "number of checkpoints to keep, the newest")
     resume: str = option("", "directory of a run to go on with, from its newest checkpoint")
     plan: bool = option(False, "print the memory that --ranks ranks would need, and end")
     ranks: int = option(8, "ranks of the plan")
@@ -96,7 +96,7 @@ class Config:
         return RolloutSettings(**{name: getattr(self, name) for name in names})
 
     def eval_sampling(self, feedback: str = "true") -> RolloutSettings:
-        """How dialogs are sampled in evaluations: sharper, and with true feedback unless told otherwise."""
+        """How dialogs are sampled in evaluations: with their own temperature and top-p, and this feedback."""
         sharper = {"temperature": self.evaluation_temperature, "top_p": self.evaluation_top_p}
         return replace(self.sampling(), feedback=feedback, **sharper)
 
@@ -110,7 +110,7 @@ class Config:
         return Chat(load_tokenizer(self.model, self.chat_template, self.gguf_file), self.template_options)
 
     def check_ranks(self, ranks: int) -> None:
-        """Raises: ValueError if so many ranks cannot share the work."""
+        """Raises: ValueError if this number of ranks cannot share the work."""
         learners = ranks - self.rollout_ranks
         if learners < 1:
             raise ValueError(f"rollout_ranks {self.rollout_ranks} leaves no rank of {ranks} to train")

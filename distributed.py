@@ -1,13 +1,13 @@
-"""A process, and many of them: errors and signals, ranks, loading a model whole or sharded.
+"""One process or many: errors, ranks, loading a model whole or sharded.
 
 Paper: appendix A names 288 and 2,304 GPUs, not how they share the work. Here each GPU runs one process (a
 *rank*) of the same program, and FSDP2 cuts each parameter, its gradient and its optimiser state into one
-shard a rank. `fully_shard` wraps every decoder layer, then the rest: only the running layer has whole
+shard per rank. `fully_shard` wraps every decoder layer, then the rest: only the running layer has whole
 weights.
 
 The ranks split the forward and backward passes. They do not split the batch: tokens are small, so every rank
-knows all episodes; statistics, advantages and the number of tokens in a loss are those of the whole batch,
-and train.py's arithmetic is that of one process. Losses are divided by global counts and gradients are
+has all episodes. Statistics, advantages and the number of tokens in a loss are those of the whole batch, as
+on one process. Losses are divided by global counts and gradients are
 *summed* over the ranks (FSDP2 would average). Every rank makes the same number of forward passes: in each of
 them the ranks wait for each other.
 
@@ -60,7 +60,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from value_head import layers_of, use_float32_logits
 
-disable_progress_bar()  # of loading and saving: they would stand among ours
+disable_progress_bar()  # of loading and saving: they would mix with ours
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # never run or ask about a model's own code
@@ -144,7 +144,7 @@ def process_group(device: str, unsharded: bool = True) -> Iterator[str]:
         dist.barrier()  # of both teams
     except BaseException:
         if together:
-            _rendezvous().compare_set("failed", "", str(dist.get_rank()))  # the first to fail tells why
+            _rendezvous().compare_set("failed", "", str(dist.get_rank()))  # the first that fails prints why
         raise
     finally:
         _team = None
@@ -166,9 +166,9 @@ def _end_with_failed_rank() -> None:
 
 
 def split_teams(last: int) -> bool:
-    """Make the `last` ranks one team and the others a second one; true on a rank of the `last`.
+    """Make the last `last` ranks one team, the others a second one; true on the last ones.
 
-    From here on `rank`, `ranks`, `gather`, `total` and `barrier` are those of the rank's own team.
+    From then on `rank`, `ranks`, `gather`, `total` and `barrier` are those of the rank's own team.
     """
     global _team
     if last == 0:
@@ -225,8 +225,8 @@ def find_model(model: str, gguf_file: str = "") -> Path:
         raise ValueError(f"--gguf_file needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     directory = Path(model)
     if not directory.is_dir():
-        for turn in range(2):
-            if rank() == 0 or turn == 1:
+        for step in range(2):
+            if rank() == 0 or step == 1:
                 try:
                     wanted = [gguf_file] if gguf_file else HUB_FILES
                     directory = Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns="*/*"))
@@ -362,7 +362,7 @@ def _shard(
 
 
 def as_forward(function: Callable, model: nn.Module, *arguments):
-    """function(model, *arguments), with the root's weights whole inside, as FSDP2 does around `forward`."""
+    """Call function(model, *arguments) with the root's weights gathered, as FSDP2 does for `forward`."""
     if not isinstance(model, FSDPModule):
         return function(model, *arguments)
     model.as_forward = MethodType(function, model)
@@ -371,7 +371,7 @@ def as_forward(function: Callable, model: nn.Module, *arguments):
 
 
 def free_gathered(*networks: nn.Module) -> None:
-    """Let go of root weights that no backward pass will free."""
+    """Free the root's gathered weights, where no backward pass will."""
     for network in networks:
         if isinstance(network, FSDPModule):
             network.reshard()

@@ -2,11 +2,11 @@
 
 Paper: appendix A. There, sampling and training run asynchronously on GPUs of their own. Here all ranks do
 both, in turns, so that the policy that samples is the policy that is trained. With `--rollout_ranks N` the
-last N ranks only sample, one batch early (`overlap`), while the others train: then a batch was sampled by the
-weights of one iteration before, and the factor w of the policy loss corrects for that.
+last N ranks only sample and the others only train. With `overlap` they sample the next batch meanwhile: its
+weights are one iteration old, and the factor w of the policy loss corrects for that.
 
-`EpisodeSource.take` hides all of that from train.py's loop. Problem and noise of an episode depend on seed,
-iteration and its place in the batch alone: neither ranks nor a stop change what is sampled.
+`EpisodeSource.take` hides all of that from train.py's loop. An episode's problem and random numbers depend
+only on the seed, the iteration and its place in the batch: neither ranks nor a stop change what is sampled.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def load_splits(config: Config, chat: Chat) -> list[Sequence[Problem]]:
 
 
 class Sampler:
-    """All that sampling needs but the policy; the ranks of a team share the work."""
+    """Everything that sampling needs except the policy; the ranks of a team share the work."""
 
     def __init__(self, config: Config, chat: Chat, sandbox: Sandbox, training: Sequence[Problem]) -> None:
         self.config, self.chat, self.sandbox, self.training = config, chat, sandbox, training
@@ -99,7 +99,7 @@ class Sampler:
             episodes = rollout(
                 model, self.chat, problems[mine], self.sandbox, settings, *stream, progress, others
             )
-        # Tests can be large, and every rank has them.
+        # Problems are not sent: their tests can be large, and every rank has them.
         everyone = gather([replace(episode, problem=None) for episode in episodes])
         return [
             replace(episode, problem=problem) for episode, problem in zip(everyone, problems, strict=True)
@@ -113,9 +113,10 @@ class Sampler:
 
 
 class StopRequest:
-    """Called, says whether SIGTERM or Ctrl-C has arrived since it was first called.
+    """Calling it returns whether SIGTERM or Ctrl-C has arrived since the first call.
 
-    Before that, and for the second signal, the process ends at once: nothing can be lost yet, or it shall be.
+    A signal before the first call ends the process at once, because nothing can be lost yet; so does a second
+    signal.
     """
 
     def __init__(self) -> None:
@@ -179,9 +180,9 @@ class EpisodeSource:
         return episodes
 
     def prefetch(self, iteration: int) -> list[dict]:
-        """The episodes of an iteration before its turn, as plain JSON for a checkpoint.
+        """Fetch the episodes of the next iteration, as plain JSON for a checkpoint.
 
-        Empty where they are not sampled by older weights: then a resumed run samples the same again.
+        Empty without `overlap`: then a resumed run samples the same episodes again.
         """
         if not self.overlap or iteration == self.config.iterations:
             return []
@@ -204,9 +205,9 @@ class EpisodeSource:
 
 
 def sample_for_learners(sampler: Sampler, policy: FSDPModule, first: int) -> None:
-    """All that a rank does that only samples: take the trained weights, sample a batch, hand it over.
+    """The work of a rank that only samples: take the trained weights, sample a batch, send it; repeat.
 
-    Args: first: the first iteration of which no checkpoint has the episodes.
+    Args: first: the first iteration whose episodes are not in the checkpoint.
     """
     while take_weights(policy):
         episodes = [_without_tests(episode) for episode in sampler.batch(policy, first)]
@@ -215,7 +216,7 @@ def sample_for_learners(sampler: Sampler, policy: FSDPModule, first: int) -> Non
 
 
 def _without_tests(episode: Episode) -> Episode:
-    """The same episode; of its problem only the name, as tests can be large and have been run."""
+    """The same episode with only the name of its problem: tests can be large and have been run."""
     return replace(episode, problem=Problem(episode.problem.name, "", (), ()))
 
 
@@ -234,11 +235,11 @@ def _from_json(entry: dict) -> Episode:
 
 @contextlib.contextmanager
 def for_sampling(policy, device: str, dtype: str, gather_weights: bool) -> Iterator[PreTrainedModel]:
-    """The policy as rollouts take it: each rank calls it as often as it likes, without regard to the others.
+    """The policy in a form that each rank can run any number of times, whatever the other ranks do.
 
-    With `gather_weights` each rank holds a whole copy in `dtype` meanwhile. Without, weights are gathered
-    layer by layer in every forward, which all ranks must therefore run together: before each one they count
-    who still works, and a rank that has finished runs empty forwards until nobody does.
+    With `gather_weights` each rank has a whole copy in `dtype` for that time. Without, every forward gathers
+    the weights layer by layer, so all ranks must run it together: before each one they count the ranks that
+    still sample, and a rank that has finished runs empty forwards until none does.
     """
     if not isinstance(policy, FSDPModule):
         yield policy
@@ -255,7 +256,7 @@ def for_sampling(policy, device: str, dtype: str, gather_weights: bool) -> Itera
         yield whole.eval()
     else:
         decoder = trunk_of(policy)
-        as_forward(lambda model: None, policy)  # the root's weights stay whole until they are resharded
+        as_forward(lambda model: None, policy)  # gathers the root's weights until `reshard`
         counting = decoder.register_forward_pre_hook(lambda *_: total([1.0]) and None)
         yield policy
         counting.remove()
@@ -267,25 +268,24 @@ def for_sampling(policy, device: str, dtype: str, gather_weights: bool) -> Itera
 
 
 def broadcast(thing: object, source: int) -> object:
-    """What the rank `source` of both teams gives as `thing`, on every rank; negative: from the end."""
+    """The `thing` of rank `source`, on every rank of both teams; a negative `source` counts from the end."""
     things = [thing]
     dist.broadcast_object_list(things, source % dist.get_world_size())
     return things[0]
 
 
 def give_weights(policy: FSDPModule | None, dtype: str) -> None:
-    """Send the trained policy, in `dtype`, to those that `take_weights`; None: no more will come."""
+    """Send the trained policy, in `dtype`, to the ranks in `take_weights`; None: no more will come."""
     broadcast(policy is not None, 0)
     for parameter in policy.parameters() if policy else ():
         dist.broadcast(parameter.detach().to(getattr(torch, dtype)).full_tensor(), 0)
 
 
 def take_weights(policy: FSDPModule) -> bool:
-    """Wait for the trained policy and copy it into this one, which has that `dtype`; False if none comes."""
+    """Wait for the trained policy and copy it into this one, of the same dtype; False if none will come."""
     more = broadcast(None, 0)
     for parameter in policy.parameters() if more else ():
-        # Of the shape of the whole parameter.
-        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)  # not sharded
         dist.broadcast(whole, 0)
         mine = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.detach().to_local().copy_(mine.to_local())

@@ -1,13 +1,13 @@
 """Sampling: a key-value cache with rows of different lengths, the next token, which models can be sampled.
 
-Written by hand because `generate` can neither keep a dialog's cache for its next turn nor let a finished row
-leave. `forward` is the one place that runs a model on the cache. The model makes the mask of each layer
-itself (all tokens, a window, a chunk): we only tell transformers at which positions the new tokens stand.
+Written by hand because `generate` can neither keep a dialog's cache for its next turn nor remove a finished
+row. `forward` is the one place that runs a model on the cache. The model makes the mask of each layer itself
+(all tokens, a window, a chunk): we only tell transformers the positions of the new tokens.
 The log-probs of `sample_tokens` are those of the distribution that was sampled from, temperature and top-p
 included: PPO's behaviour policy.
 
-`check_architecture` refuses what a configuration shows to be impossible here; `check_logits` compares the
-model's own logits with those of training and of sampling. No model is trained on other numbers than its own.
+`check_architecture` refuses models whose configuration shows that they cannot work here; `check_logits`
+compares the model's own logits with those of training and of sampling, and refuses a model if they differ.
 """
 
 import inspect
@@ -32,23 +32,23 @@ class RaggedCache:
     """A key-value cache whose rows have different lengths; transformers calls all methods but `swap`.
 
     Row r holds `lengths[r]` tokens from position 0 on. A forward over `rows` writes each row's new keys
-    behind its old ones. A row with fewer new tokens than others repeats its last one, at its own position.
+    after its old ones. A row with fewer new tokens than others repeats its last one, at the same position.
     """
 
     is_compileable = False
 
     def __init__(self, context: int) -> None:
-        """Args: context: tokens that a row may have at most, and so the capacity."""
+        """Args: context: the maximum number of tokens in a row, and so the maximum capacity."""
         self.context = context
-        # Layer to keys and values, (rows, heads, capacity, head_dim); layers that share another's have none.
+        # Layer to keys and values, (rows, heads, capacity, head_dim); layers that use another's have none.
         self.stores: dict[int, list[torch.Tensor]] = {}
         self.lengths: list[int] = []
         self.rows = slice(0, 0)
         self.positions = torch.empty(0)  # (n, new) of the tokens that this forward appends
-        self.span = 0
+        self.span = 0  # tokens of the longest row, the new ones included
 
     def update(self, keys, values, layer: int, *_unused, **_ignored) -> list[torch.Tensor]:
-        """Store keys and values (n, heads, new, head_dim); all of these rows, (n, heads, span, head_dim)."""
+        """Store new keys and values (n, heads, new, head_dim); returns all, (n, heads, span, head_dim)."""
         if layer not in self.stores:
             self.stores[layer] = [new.new_zeros(0, new.shape[1], 0, new.shape[3]) for new in (keys, values)]
         rows = torch.arange(self.rows.start, self.rows.stop, device=keys.device)[:, None]  # (n, 1)
@@ -85,9 +85,9 @@ class RaggedCache:
 
 
 def _mask_by_row(q_offset=0, kv_length=0, mask_function=None, dtype=torch.float32, **other) -> torch.Tensor:
-    """transformers' mask, but for a RaggedCache the model's `mask_function` at each row's own positions.
+    """transformers' sdpa mask; with a RaggedCache, `mask_function` is applied at each row's own positions.
 
-    (n, 1, new, span), True where a token may attend.
+    Returns: (n, 1, new, span), True where a token may attend.
     """
     if not isinstance(q_offset, torch.Tensor) or q_offset.ndim < 2:
         return sdpa_mask(
@@ -95,8 +95,8 @@ def _mask_by_row(q_offset=0, kv_length=0, mask_function=None, dtype=torch.float3
         )
     places = torch.arange(kv_length, device=q_offset.device)[None, None, None]  # (1, 1, 1, span)
     rows = torch.arange(len(q_offset), device=q_offset.device)[:, None, None, None]  # (n, 1, 1, 1)
-    visible = mask_function(rows, rows.new_zeros(1), q_offset[:, None, :, None], places)
-    return visible.expand(len(q_offset), 1, q_offset.shape[1], kv_length)
+    visible = mask_function(rows, rows.new_zeros(1), q_offset[:, None, :, None], places)  # broadcasts
+    return visible.expand(len(q_offset), 1, q_offset.shape[1], kv_length)  # (n, 1, new, span)
 
 
 def _float_mask_by_row(q_offset=0, dtype=torch.float32, **other) -> torch.Tensor:
@@ -104,7 +104,7 @@ def _float_mask_by_row(q_offset=0, dtype=torch.float32, **other) -> torch.Tensor
     if not isinstance(q_offset, torch.Tensor) or q_offset.ndim < 2:
         return eager_mask(q_offset=q_offset, dtype=dtype, **other)
     visible = _mask_by_row(q_offset, **other)  # (n, 1, new, span)
-    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)
+    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)  # (n, 1, new, span)
 
 
 AttentionMaskInterface.register("sdpa", _mask_by_row)
@@ -115,20 +115,18 @@ AttentionMaskInterface.register("eager", _float_mask_by_row)
 def forward(
     model: PreTrainedModel, cache: RaggedCache, rows: slice, new_ids: list[list[int]]
 ) -> torch.Tensor:
-    """Append `new_ids` (ragged, a list a row) to the cache; logits behind each row's last token, (n, V)."""
+    """Append `new_ids`, one list per row, to the cache; returns the logits after each last token, (n, V)."""
     counts, lengths = [max(1, len(ids)) for ids in new_ids], cache.lengths[rows]
     width = max(counts)
-    # A row without new tokens writes 0 where its next token will overwrite it.
+    # A row without new tokens writes id 0 at the position that its next token will overwrite.
     padded = [ids + (ids[-1:] or [0]) * (width - len(ids)) for ids in new_ids]
     ids = torch.tensor(padded, device=model.device)  # (n, new)
     starts = torch.tensor(lengths, device=model.device)[:, None]  # (n, 1)
     last = starts + torch.tensor(counts, device=model.device)[:, None] - 1  # (n, 1)
     cache.positions = torch.minimum(starts + torch.arange(width, device=model.device), last)  # (n, new)
     cache.rows, cache.span = rows, max(map(sum, zip(lengths, counts, strict=True)))
-    knows_positions = (
-        "position_ids" in inspect.signature(model.forward).parameters
-    )  # Bloom knows distances only
-    positions = {"position_ids": cache.positions} if knows_positions else {}
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters  # Bloom does not
+    positions = {"position_ids": cache.positions} if takes_positions else {}
     logits = model(ids, cache=cache, use_cache=True, logits_to_keep=1, **positions).logits[:, -1]  # (n, V)
     for row, added in zip(range(rows.start, rows.stop), new_ids, strict=True):
         cache.lengths[row] += len(added)
@@ -138,9 +136,9 @@ def forward(
 def sample_tokens(
     logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens by the inverse of the cumulative distribution function, one uniform number a row.
+    """Inverse transform sampling: one token per row, from one uniform random number per row.
 
-    Args: logits (n, V), noise (n,) in [0, 1). temperature 0 is greedy.
+    Args: logits (n, V); noise (n,) in [0, 1); temperature 0 is greedy.
     Returns: tokens (n,) and their log-probs (n,) under the distribution that was sampled from.
     """
     if temperature == 0:
@@ -152,7 +150,7 @@ def sample_tokens(
         before = ordered.exp().cumsum(-1) - ordered.exp()  # (n, V) probability of all tokens before each
         ordered = ordered.masked_fill(before >= top_p, -torch.inf)  # (n, V)
         logprobs = torch.empty_like(logprobs).scatter_(-1, order, ordered).log_softmax(-1)  # (n, V)
-    cdf = logprobs.exp().double().cumsum(-1)  # (n, V) in double: 128k terms
+    cdf = logprobs.exp().double().cumsum(-1)  # (n, V) a sum of 128k terms in fp32 is too inexact
     threshold = noise.double()[:, None] * cdf[:, -1:]  # (n, 1)
     tokens = torch.searchsorted(cdf, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)  # (n,)
     return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]  # (n,), (n,)
@@ -193,21 +191,23 @@ def check_architecture(config: PretrainedConfig, context: int) -> None:
 
 @torch.no_grad()
 def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> None:
-    """Compare the model's own logits with those of training and of sampling, on dialogs beyond each window.
+    """Compare the model's own logits with those of training and of sampling, on dialogs longer than windows.
 
     Raises: ValueError, one sentence, if they differ by more than rounding or cannot be computed.
     """
-    text, name, last = model.config.get_text_config(decoder=True), model.config.model_type, 8
+    text, name = model.config.get_text_config(decoder=True), model.config.model_type
+    last = 8  # so many tokens at the end of each dialog are compared
     if text._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(f"sampling needs --attention sdpa or eager, not {text._attn_implementation}")
-    rows = model.get_input_embeddings().weight.shape[0]
-    if tokenizer_size > rows:
-        raise ValueError(f"the tokenizer has {tokenizer_size} tokens, but {name}'s embedding only {rows}")
+    known = model.get_input_embeddings().weight.shape[0]
+    if tokenizer_size > known:
+        raise ValueError(f"the tokenizer has {tokenizer_size} tokens, but {name}'s embedding only {known}")
     windows = (getattr(text, key, None) or 0 for key in ("sliding_window", "attention_chunk_size"))
     length = min(context, max(64, *(window + 32 for window in windows)))
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(tokenizer_size, (2, length), generator=draw).to(model.device)  # (2, length)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(tokenizer_size, (2, length), generator=generator).to(model.device)  # (2, length)
     long, short = ids[0].tolist(), ids[1, : length // 3 + 2 * last].tolist()
+    ids[1, len(short) :] = 0  # padding
     own = [
         model(torch.tensor([row], device=model.device), use_cache=False).logits[0, -last:]
         for row in (long, short)
@@ -215,25 +215,24 @@ def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> N
     own = torch.stack(own).log_softmax(-1)  # (2, last, V)
 
     def trained(model: PreTrainedModel) -> torch.Tensor:
-        ids[1, len(short) :] = 0  # padding
-        output = trunk_of(model)(ids, use_cache=False)
+        output = trunk_of(model)(ids, use_cache=False)  # last_hidden_state (2, length, D)
         ends = ((0, len(long)), (1, len(short)))
-        hidden = torch.cat([output.last_hidden_state[row, end - last : end] for row, end in ends])
+        hidden = torch.cat([output.last_hidden_state[row, end - last : end] for row, end in ends])  # (n, D)
         return tail_logits(model, output, hidden).unflatten(0, (2, last))  # (2, last, V)
 
     def sampled(model: PreTrainedModel) -> torch.Tensor:
         cache = RaggedCache(length)
         cache.lengths = [0, 0]
         forward(model, cache, slice(0, 2), [long[: -2 * last], short[:-last]])
-        cache.swap(0, 1)
+        cache.swap(0, 1)  # as rollouts do
         forward(model, cache, slice(1, 2), [long[-2 * last : -last]])
         steps = zip(short[-last:], long[-last:], strict=True)
         logits = [forward(model, cache, slice(0, 2), [[token] for token in step]) for step in steps]
-        return torch.stack(logits, dim=1).flip(0)  # (2, last, V)
+        return torch.stack(logits, dim=1).flip(0)  # (2, last, V) the long one first again
 
-    # The number type of the computation; when sharded, that of the parameters may be another.
-    number_type = as_forward(lambda model: trunk_of(model)(ids[:, :1], use_cache=False)[0].dtype, model)
-    exact = number_type == torch.float32
+    # The dtype of the computation; the parameters of a sharded model may have another.
+    dtype = as_forward(lambda model: trunk_of(model)(ids[:, :1], use_cache=False)[0].dtype, model)
+    exact = dtype == torch.float32
     limit = 1e-3 if exact else 0.1
     for path, function in {"training": trained, "sampling with a cache": sampled}.items():
         try:
@@ -241,9 +240,9 @@ def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> N
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             raise ValueError(f"{name} is not supported: {path} fails with {reason}") from error
-        # In half precision a router may send single tokens to another expert: there the median token counts.
+        # In half precision a router may send single tokens to another expert, so the median token decides.
         difference = (gap.max() if exact else gap.mean(-1).median()).item()
         if not difference < limit:
             wrong = f"{path} gives log-probs that differ by {difference:.2g} from the model's own"
             raise ValueError(f"{name} is not supported: {wrong}")
-        limit = limit if exact else max(0.03, 4 * difference)  # sampling rounds a few times as much
+        limit = limit if exact else max(0.03, 4 * difference)  # sampling rounds more than training
