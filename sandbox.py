@@ -50,7 +50,7 @@ class Limits:
 
     seconds: float = 10.0  # wall clock
     memory_bytes: int = 1 << 30  # of the whole process tree
-    output_bytes: int = 1 << 20  # standard output and error together
+    output_bytes: int = 1 << 20  # of standard error, and of output beyond four times what is expected
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,14 @@ class Sandbox:
         self._turn = threading.Condition()
         self._jobs: deque[tuple[Job, Future]] = deque()
         self._most_threads = max(self._workers, os.sysconf("SC_OPEN_MAX") // 4)
-        first = Server(self._keeper)
+        try:
+            first = Server(self._keeper)
+            (trial,) = run_job(Client(self._keeper, lambda _: None, first), Job("", (IoTest("", ""),)))
+            if trial.verdict != Verdict.PASSED:
+                raise RuntimeError(trial.traceback)
+        except (OSError, EOFError, RuntimeError) as error:
+            self._keeper.close()
+            raise ValueError(f"the sandbox cannot start here, is a limit (ulimit -a) low? {error}") from error
         self.layers: dict[str, str] = first.layers
         self._threads: list[threading.Thread] = []
         for server in [first, *[None] * (self._workers - 1)]:

@@ -20,7 +20,7 @@ import threading
 import traceback
 import types
 
-from isolation.messages import RPC_BYTES, SHOWN, cut, pack, receive, send, unpack
+from isolation.messages import SHOWN, cut, pack, receive, send, unpack
 
 STREAM = io.IOBase.__mro__[1]  # an ordinary class: isinstance with the abstract one costs a child pages
 
@@ -39,7 +39,7 @@ def candidate_traceback(error: BaseException) -> str:
     return "".join([*head, *lines, *traceback.format_exception_only(error)])
 
 
-def run_program(program: str | types.CodeType, entry_point: str, calls: socket.socket | None) -> int:
+def run_program(program: str | types.CodeType, calls: socket.socket | None, about: dict) -> int:
     """Run the program, then (assert tests) answer the judge's calls. Returns the exit code."""
     out = sys.stdout
     module = types.ModuleType("solution" if calls else "__main__")
@@ -55,7 +55,7 @@ def run_program(program: str | types.CodeType, entry_point: str, calls: socket.s
             except EOFError:  # the judge has all it needs
                 out.flush()
                 return 0
-            send(calls, answer(module, entry_point, call["given"]))
+            send(calls, answer(module, call["given"], about["entry_point"], about["longest"]))
     except SystemExit as stop:
         exit_code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if exit_code and not isinstance(stop.code, int):
@@ -70,14 +70,14 @@ def run_program(program: str | types.CodeType, entry_point: str, calls: socket.s
     return exit_code & 255
 
 
-def answer(module: types.ModuleType, entry_point: str, given: object) -> dict:
+def answer(module: types.ModuleType, given: object, entry_point: str, longest: int) -> dict:
     """Call the function under test. Returns its value and the arguments as they are then, or its error."""
     try:
         arguments, keywords = unpack(given)
         value = getattr(module, entry_point)(*arguments, **keywords)
         reply = {"value": pack(value), "given": pack([*arguments, *keywords.values()])}
-        if len(json.dumps(reply)) > RPC_BYTES:
-            raise ValueError(f"the result is longer than {RPC_BYTES} bytes")
+        if len(json.dumps(reply)) > longest:
+            raise ValueError(f"the result is longer than {longest} bytes")
     except BaseException as error:
         last = traceback.format_exception_only(error)[-1].strip()
         known = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
@@ -91,12 +91,9 @@ def finish(module: types.ModuleType, out: io.TextIOBase) -> None:
     if _thread._count() or threading._threading_atexits:
         threading._shutdown()
     atexit._run_exitfuncs()
-    streams = [sys.stdout, sys.stderr, out]
-    for value in vars(module).values():  # a program may have a stream of its own: w = open(1, "w").write
-        owner = getattr(value, "__self__", value)
-        if isinstance(owner, STREAM):
-            streams.append(owner)
-    for stream in streams:
+    # A program may have a stream of its own: w = open(1, "w").write
+    owners = [getattr(value, "__self__", value) for value in vars(module).values()]
+    for stream in [sys.stdout, sys.stderr, out, *(owner for owner in owners if isinstance(owner, STREAM))]:
         with contextlib.suppress(ValueError):  # closed, or detached by a stream that was flushed before it
             if stream is not None:
                 stream.flush()
@@ -107,21 +104,29 @@ class CandidateError(Exception):
 
 
 class Comparisons(ast.NodeTransformer):
-    """Turns `assert left == right` into `_compare(left, right)`, which remembers both values."""
+    """Marks where a test compares: its asserts, its ifs, and its calls of functions named assert..."""
 
-    def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        test = node.test
-        if not (isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq)):
-            return node
-        call = ast.Call(ast.Name("_compare", ast.Load()), [test.left, test.comparators[0]], [])
-        return ast.copy_location(ast.Expr(call), node)
+    def visit(self, node: ast.AST) -> ast.AST:
+        if not isinstance(node, ast.expr):  # a test may have very long lists
+            self.generic_visit(node)
+        if isinstance(node, (ast.Assert, ast.If)) and not isinstance(node.test, (ast.Tuple, ast.Constant)):
+            test, equal = (
+                node.test,
+                isinstance(node.test, ast.Compare) and isinstance(node.test.ops[0], ast.Eq),
+            )
+            both = [test.left, *test.comparators] if equal and len(test.ops) == 1 else [test]
+            node.test = ast.Call(ast.Name("_compare", ast.Load()), both, [])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1].startswith("assert"):
+            return ast.Call(ast.Name("_compare", ast.Load()), [node], [])
+        return node
 
 
 class Proxy:
     """Calls the function under test in the program's process, and remembers what a failed test shows."""
 
-    def __init__(self, calls: socket.socket, entry_point: str) -> None:
-        self.calls, self.entry_point = calls, entry_point
+    def __init__(self, calls: socket.socket, entry_point: str, longest: int) -> None:
+        self.calls, self.entry_point, self.longest = calls, entry_point, longest
+        self.answered = self.compared = False  # the test has got an answer, and compared something since
         self.call = self.got = self.expected = ""  # the last call, as a result shows it
 
     def candidate(self, /, *arguments: object, **keywords: object) -> object:
@@ -133,7 +138,7 @@ class Proxy:
         error = None
         try:
             send(self.calls, request)
-            reply, _ = receive(self.calls, RPC_BYTES)
+            reply, _ = receive(self.calls, self.longest)
             if "error" in reply:
                 error = error_like(reply)
             else:
@@ -147,15 +152,20 @@ class Proxy:
                         ours.update(theirs)
         except Exception:  # the program's process has ended, or its answer cannot be decoded
             self.end("")
+        self.answered = True
         if error:
+            self.compared = True  # by the test's `except`, else it fails
             raise error
         self.got = shown(value)
         return value
 
-    def compare(self, got: object, expected: object) -> None:
-        if not got == expected:
-            self.got, self.expected = shown(got), shown(expected)
-            raise AssertionError
+    def compare(self, got: object, *expected: object) -> object:
+        """The value of `got == expected`, or of `got` alone; what a failed test shows is remembered."""
+        self.compared |= self.answered
+        same = got == expected[0] if expected else got
+        if expected and not same:
+            self.got, self.expected = shown(got), shown(expected[0])
+        return same
 
     def end(self, verdict: str, trace: str = "") -> None:
         """Say the verdict, and end at once. It is empty if a call had no answer: then the caller decides."""
@@ -166,10 +176,14 @@ class Proxy:
 
 def shown(value: object) -> str:
     """A value as a result shows it."""
+    digits = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(2 * SHOWN)  # more would take long
     try:
         return cut(repr(value), SHOWN)
-    except ValueError:  # an int of more digits than Python converts
+    except ValueError:
         return f"<{type(value).__name__}, too long to show>"
+    finally:
+        sys.set_int_max_str_digits(digits)
 
 
 def error_like(reply: dict) -> CandidateError:
@@ -183,25 +197,31 @@ def error_like(reply: dict) -> CandidateError:
     error = CandidateError(message)
     if isinstance(known, type) and issubclass(known, Exception) and known not in never:
         with contextlib.suppress(TypeError):  # an ExceptionGroup needs more than a message
-            error = type(known.__name__, (CandidateError, known), {"__init__": Exception.__init__})(message)
+            plain = {
+                "__init__": Exception.__init__,
+                "__str__": Exception.__str__,
+            }  # KeyError would quote twice
+            error = type(known.__name__, (CandidateError, known), plain)(message)
     error.trace = str(reply["traceback"])[-SHOWN:]
     return error
 
 
-def judge(calls: socket.socket, setup: str, code: str, entry_point: str) -> None:
+def judge(calls: socket.socket, about: dict) -> None:
     """In the judge's child: run setup and test code, say the verdict, and end."""
     sys.stdout = sys.stderr = open(os.devnull, "w")
-    proxy = Proxy(calls, entry_point)
+    proxy = Proxy(calls, about["entry_point"], about["longest"])
     try:
         namespace = {"__name__": "judge", "_compare": proxy.compare}
-        exec(setup, namespace)
-        namespace |= {"candidate": proxy.candidate, entry_point: proxy.candidate}
-        tree = ast.fix_missing_locations(Comparisons().visit(ast.parse(code)))
-        exec(compile(tree, "test.py", "exec"), namespace)
+        for text in ("setup", "code"):
+            tree = ast.fix_missing_locations(Comparisons().visit(ast.parse(about[text])))
+            exec(compile(tree, "test.py", "exec"), namespace)
+            namespace |= {"candidate": proxy.candidate, about["entry_point"]: proxy.candidate}
     except AssertionError:
         proxy.end("wrong answer")
     except CandidateError as error:
         proxy.end("out of memory" if isinstance(error, MemoryError) else "exception", error.trace)
     except BaseException as error:  # the test's code could not work with the values that it got
         proxy.end("exception", "".join(traceback.format_exception_only(error))[-SHOWN:])
+    if not proxy.compared:
+        proxy.end("exception", "the test compares nothing with an answer of the program")
     proxy.end("passed")

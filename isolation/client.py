@@ -15,6 +15,7 @@ import time
 from isolation.messages import memory_file, read_bytes, receive, send
 
 ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from these on it pays to compile a program once
+RPC_BYTES = 16 << 20  # the longest answer to a judge, or an eighth of the memory limit if that is more
 JUDGE_SECONDS = 5  # that a judge may take beyond the program's limit
 SLOW_SECONDS = 0.05  # a test that takes longer no longer counts as one of the busy workers
 LOADED_WHERE_NAMED = """
@@ -94,16 +95,22 @@ class Client:
     def reports(self, job, first: int, server: Server):
         """Run a job's tests from number `first` on, in a zygote if that pays. Yields each with its report."""
         tests, limits = job.tests[first:], job.limits
-        about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "output": limits.output_bytes}
-        about |= {"entry_point": job.entry_point}
-        costly = imported(job.program) or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
+        about = {
+            "seconds": limits.seconds,
+            "memory": limits.memory_bytes,
+            "output": [limits.output_bytes] * 2,
+        }
+        about |= {"entry_point": job.entry_point, "longest": max(RPC_BYTES, limits.memory_bytes // 8)}
+        imports = imported(job.program)
+        costly = imports or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
         if not costly or len(tests) < ZYGOTE_TESTS:
             for test in tests:
                 yield test, *self.report(job, test, about, server.channel, [memory_file(job.program)])
             return
         channel, theirs = socket.socketpair()
         try:
-            send(server.channel, about | {"kind": "zygote"}, [theirs.detach(), memory_file(job.program)])
+            start = about | {"kind": "zygote", "imports": [*imports]}
+            send(server.channel, start, [theirs.detach(), memory_file(job.program)])
             self.reply(channel, limits.seconds)  # it has compiled the program
             for test in tests:
                 yield test, *self.report(job, test, about, channel, [])
@@ -122,12 +129,13 @@ class Client:
         """
         patience = job.limits.seconds + 20  # the servers keep the time; this is for a server that fails to
         if hasattr(test, "input"):
-            send(channel, about | {"kind": "io"}, [memory_file(test.input), *program])
+            outputs = [about["output"][0] + 4 * len(test.output), about["output"][1]]
+            send(channel, about | {"kind": "io", "output": outputs}, [memory_file(test.input), *program])
             return self.reply(channel, patience), {}
         ours, theirs = socket.socketpair()
         send(channel, about | {"kind": "assert"}, [memory_file(""), *program, theirs.detach()])
-        judging = json.dumps({"setup": job.setup, "code": test.code, "entry_point": job.entry_point})
-        limits = {"seconds": job.limits.seconds + JUDGE_SECONDS, "memory": 1 << 32, "output": 1 << 20}
+        judging = json.dumps(about | {"setup": job.setup, "code": test.code})
+        limits = {"seconds": job.limits.seconds + JUDGE_SECONDS, "memory": 1 << 32, "output": [1 << 20] * 2}
         judge, judgement = self.servers["judges"].channel, {}
         send(judge, limits | {"kind": "judge"}, [memory_file(""), memory_file(judging), ours.detach()])
         judged = self.reply(judge, patience)
@@ -147,6 +155,8 @@ class Client:
             if time.monotonic() >= deadline:
                 raise TimeoutError
         message, _ = receive(channel)
+        if not message.get("set_up", True):  # no verdict on the program
+            raise RuntimeError("a test's process could not be set up: is a limit (ulimit -a) low?")
         if "printed" in message:
             message["out"], message["err"] = (read_bytes(channel, length) for length in message["printed"])
         return message

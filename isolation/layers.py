@@ -15,6 +15,7 @@ from isolation import kernel
 from isolation.kernel import check, libc, mount
 
 PROCESSES = 64  # and threads of one test
+STACK_BYTES = 512 << 20  # of address space for the stacks of threads: programs reserve far more than they use
 FILE_BYTES = 64 << 20  # of all files of a program together; also what an interpreter needs beside a program
 SYSTEM_DIRECTORIES = ["bin", "dev", "etc", "lib", "lib32", "lib64", "proc", "sbin", "sys", "usr"]
 NO_CAPABILITIES, NO_SIGNALS = (struct.pack("Ii", 0x20080522, 0), bytes(24)), bytes(128)
@@ -213,7 +214,7 @@ def enter_child(jail: Jail, memory_bytes: int, descriptors: list[int]) -> None:
     os.closerange(len(descriptors), 1 << 20)
     kernel.sigprocmask(signal.SIG_SETMASK, NO_SIGNALS, None)
     for what, most in (
-        (resource.RLIMIT_AS, memory_bytes + FILE_BYTES),  # the interpreter's own share
+        (resource.RLIMIT_AS, memory_bytes + FILE_BYTES + STACK_BYTES),  # with the interpreter's own share
         # No file at all if it would fill the disk.
         (resource.RLIMIT_FSIZE, FILE_BYTES if jail.on("private file system") else 0),
         (resource.RLIMIT_NOFILE, 128),
@@ -221,7 +222,10 @@ def enter_child(jail: Jail, memory_bytes: int, descriptors: list[int]) -> None:
         (resource.RLIMIT_NPROC, jail.processes),
         (resource.RLIMIT_MEMLOCK, 0),
     ):
-        resource.setrlimit(what, (most, most))
+        try:
+            resource.setrlimit(what, (most, most))
+        except ValueError:  # the caller's own limit is lower
+            resource.setrlimit(what, (resource.getrlimit(what)[1],) * 2)
     # Programs that recurse ask for more, or for no limit at all; the address space limits them anyway.
     _, most = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (64 << 20 if most < 0 else min(64 << 20, most), most))

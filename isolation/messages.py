@@ -5,6 +5,7 @@ that nobody on the way may see are files in memory. Judge and program pack value
 program may send anything.
 """
 
+import importlib
 import itertools
 import json
 import os
@@ -12,15 +13,19 @@ import re
 import socket
 import struct
 
-RPC_BYTES, RPC_DEPTH = 16 << 20, 200  # longest message of a judge or program, deepest nesting of a value
+RPC_DEPTH = 200  # deepest nesting of a value
 SHOWN = 2000  # characters of a value or a traceback in a result
 # How each plain type reads an instance: a subclass may say anything about itself.
 READERS = {int: int.__index__, float: float.__float__, complex: complex.__complex__}
 READERS |= {str: str.__str__, bytes: bytes.__bytes__, dict: dict.items}
 READERS |= {kind: kind.__iter__ for kind in (list, tuple, set, frozenset)}
+AS_THEY_ARE = {bool, str, float, type(None)}  # in JSON
 MAKERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 MAKERS |= {"complex": lambda parts: complex(*parts)}
-MAKERS |= {"dict": lambda parts: dict(zip(parts[::2], parts[1::2], strict=True))}
+MAKERS |= {"dict": lambda parts: dict(zip(parts[::2], parts[1::2], strict=True)), "iterator": iter}
+# Types that are made anew from what their `__reduce__` or their items say, and the modules that have them.
+REBUILT = {"range": "builtins", "bytearray": "builtins", "deque": "collections", "Fraction": "fractions"}
+REBUILT |= {"Decimal": "decimal", **dict.fromkeys(("date", "datetime", "time", "timedelta"), "datetime")}
 
 
 def send(channel: socket.socket, message: dict, descriptors: list[int] = (), data: list = ()) -> None:
@@ -80,20 +85,17 @@ def cut(text: str, length: int) -> str:
 def pack(value: object, depth: int = 0) -> object:
     """Plain data as JSON's types; TypeError for everything else.
 
-    An object of a subclass (Counter, namedtuple, IntEnum) is packed as its plain type reads it. A match
-    counts as the tuple of its text and groups: functions of MBPP+ may return one as something true.
+    An object of a subclass (Counter, namedtuple, IntEnum) is packed as its plain type reads it.
     """
     if value is None or type(value) is bool:
         return value
     if depth > RPC_DEPTH:
         raise TypeError(f"a value nested deeper than {RPC_DEPTH} levels")
-    if type(value) is re.Match:
-        value = (value[0], *value.groups())
     kind = type(value)
     if kind not in READERS:
         kind = next((plain for plain in READERS if issubclass(kind, plain)), None)
         if kind is None:
-            raise TypeError(f"a value of type {type(value).__name__} is not plain data")
+            return pack_other(value, type(value).__name__, type(value).__module__, depth)
     value = READERS[kind](value)
     if kind in (str, float) or kind is int and abs(value) < 1 << 63:
         return value
@@ -105,7 +107,27 @@ def pack(value: object, depth: int = 0) -> object:
         value = value.real, value.imag
     if kind is dict:
         value = itertools.chain.from_iterable(value)
-    return {kind.__name__: [pack(item, depth + 1) for item in value]}
+    return {kind.__name__: [item if type(item) in AS_THEY_ARE else pack(item, depth + 1) for item in value]}
+
+
+def pack_other(value: object, name: str, module: str, depth: int) -> object:
+    """The same for what is of no subclass of a plain type; something of numpy as Python's number or list.
+
+    A match counts as the tuple of its text and groups: functions of MBPP+ may return one as something true.
+    """
+    if type(value) is re.Match:
+        return pack((value[0], *value.groups()), depth)
+    if module == "numpy" and hasattr(value, "tolist"):
+        return pack(value.tolist(), depth)
+    if name.startswith("dict_") and hasattr(value, "mapping"):  # a view
+        items = itertools.chain.from_iterable(dict(value.mapping).items())
+    elif module == "builtins" and name in ("map", "filter", "zip"):
+        name, items = "iterator", value
+    elif REBUILT.get(name) == module:
+        items = [list(value)] if name == "deque" else value.__reduce__()[1]
+    else:
+        raise TypeError(f"a value of type {name} is not plain data")
+    return {name: [pack(item, depth + 1) for item in items]}
 
 
 def unpack(packed: object, depth: int = 0) -> object:
@@ -119,4 +141,9 @@ def unpack(packed: object, depth: int = 0) -> object:
         return int(content, 16)
     if kind == "bytes":
         return bytes.fromhex(content)
-    return MAKERS[kind]([unpack(item, depth + 1) for item in content])
+    items = [item if type(item) in AS_THEY_ARE else unpack(item, depth + 1) for item in content]
+    if kind in REBUILT:
+        return getattr(importlib.import_module(REBUILT[kind]), kind)(*items)
+    if kind.startswith("dict_"):
+        return getattr(MAKERS["dict"](items), kind.removeprefix("dict_"))()
+    return MAKERS[kind](items)

@@ -6,7 +6,6 @@ what it names at its top, and serves its tests in the same way. Judges run like 
 test to test, and a program finds no module, path or name of this project.
 """
 
-import ast
 import builtins
 import contextlib
 import gc
@@ -40,7 +39,7 @@ class Stream:
         self.reader, self.writer = os.pipe()
         # Freed before the next test, so no later child finds what this one printed.
         self.buffer = mmap.mmap(-1, limit + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.length = 0
+        self.length, self.limit = 0, limit
 
     def read(self) -> int:
         """Read what there is, up to one byte more than the limit. Returns the number of bytes."""
@@ -57,8 +56,9 @@ def run_test(channel: socket.socket, jail: Jail, message: dict, given: list[int]
     calls = [] if message["kind"] == "io" else given[-1:]
     # Before the fork, after which each page that is touched is copied.
     libc.setfsuid(jail.user or 0)  # a program that opens /dev/stdout must own the pipe
-    out, err = Stream(message["output"]), Stream(message["output"])
+    out, err = map(Stream, message["output"])
     libc.setfsuid(0)  # programs have another user only where we are root
+    set_up, set_up_end = os.pipe()  # on which the child says that its set-up is done, before the program
     streams = {out.reader: out, err.reader: err}
     kills, peak, ended, at_deadline = kernel_kills(jail), 0, "", "time"
     poller = select.poll()
@@ -70,9 +70,9 @@ def run_test(channel: socket.socket, jail: Jail, message: dict, given: list[int]
     deadline, next_look = began + message["seconds"], began + WATCH_SECONDS
     pid = check(fork())
     if pid == 0:
-        live(jail, message, [given[0], out.writer, err.writer, *calls], code or given[1])
-    for stream in streams.values():
-        os.close(stream.writer)
+        live(jail, message, [given[0], out.writer, err.writer, *calls, set_up_end], code or given[1])
+    for descriptor in (out.writer, err.writer, set_up_end):
+        os.close(descriptor)
     exited = os.pidfd_open(pid)
     poller.register(exited, select.POLLIN)
     while not ended:
@@ -82,7 +82,7 @@ def run_test(channel: socket.socket, jail: Jail, message: dict, given: list[int]
         for reader in ready.intersection(streams):
             if not streams[reader].read():
                 poller.unregister(reader)
-        if out.length + err.length > message["output"]:
+        if out.length > out.limit or err.length > err.limit:
             ended = "output"
         elif exited in ready:
             break
@@ -105,12 +105,15 @@ def run_test(channel: socket.socket, jail: Jail, message: dict, given: list[int]
     for stream in streams.values():
         while stream.read():  # what is left, now that nobody can write any more
             pass
-        os.close(stream.reader)
-    os.close(exited)
-    if out.length + err.length > message["output"]:
+    if kernel_kills(jail) > kills or usage.ru_maxrss * 1024 > message["memory"] + FILE_BYTES:
+        ended = "memory"
+    elif out.length > out.limit or err.length > err.limit:
         ended = ended or "output"
-    report = {
-        "ended": "memory" if kernel_kills(jail) > kills else ended,
+    report = {"set_up": bool(ended or os.read(set_up, 4))}
+    for descriptor in (out.reader, err.reader, set_up, exited):
+        os.close(descriptor)
+    report |= {
+        "ended": ended,
         "exit_code": os.waitstatus_to_exitcode(status),
         "seconds": seconds,
         "peak": max(peak, usage.ru_maxrss * 1024),
@@ -120,33 +123,20 @@ def run_test(channel: socket.socket, jail: Jail, message: dict, given: list[int]
 
 
 def live(jail: Jail, message: dict, kept: list[int], given: object) -> None:
-    """The life of a test's child. `kept` are its descriptors: 0, 1, 2, and 3 for calls of an assert test."""
-    exit_code = 1
+    """The life of a test's child. It keeps as 0, 1, 2: its streams, perhaps calls, how its set-up went."""
+    exit_code, last = 1, len(kept) - 1
     try:
         program = contents(given) if isinstance(given, int) else given
         enter_child(jail, message["memory"], kept)
-        calls = socket.socket(fileno=3) if len(kept) > 3 else None
+        os.write(last, b"done")
+        os.close(last)
+        calls = socket.socket(fileno=3) if last > 3 else None
         gc.enable()
         if message["kind"] == "judge":
-            judge(calls, **json.loads(program))
-        exit_code = run_program(program, message["entry_point"], calls)
+            judge(calls, json.loads(program))
+        exit_code = run_program(program, calls, message)
     finally:
         os._exit(exit_code)
-
-
-def load_early(source: str) -> None:
-    """Import the standard modules that a program imports at its top, once for all of its tests."""
-    names = set()
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-    for name in sorted(names):
-        top = name.partition(".")[0]
-        if top in sys.stdlib_module_names | {"numpy"} and top not in NEVER_LOADED_EARLY:
-            with contextlib.suppress(Exception):  # the program's own import will raise it again
-                __import__(name)
 
 
 def serve_program(channel: socket.socket, jail: Jail, message: dict, program: int) -> None:
@@ -154,13 +144,17 @@ def serve_program(channel: socket.socket, jail: Jail, message: dict, program: in
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         source = contents(program)
-        resource.setrlimit(resource.RLIMIT_AS, (message["memory"] + FILE_BYTES, resource.RLIM_INFINITY))
+        before = resource.getrlimit(resource.RLIMIT_AS)
         try:
+            resource.setrlimit(resource.RLIMIT_AS, (message["memory"] + FILE_BYTES, before[1]))
             code = compile_program(source)
-            load_early(source)
+            for name in sys.stdlib_module_names.union(["numpy"]).intersection(message["imports"]):
+                if name not in NEVER_LOADED_EARLY:
+                    with contextlib.suppress(Exception):  # the program's own import will raise it again
+                        __import__(name)
         except BaseException:
             code = source  # each test will say what is wrong
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, before)
         gc.freeze()
         send(channel, {})
         serve(channel, jail, code)
@@ -247,6 +241,7 @@ def keep() -> None:
     for name in LOADED_EARLY:
         __import__(name)
     random.seed(0)  # with PYTHONHASHSEED: a program ends the same way in each run
+    sys.set_int_max_str_digits(0)  # the sets of problems are older than this limit
     readable = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/localtime"]
     readable += ["/dev/random", "/dev/urandom", sys.base_prefix, *site_packages]
     gc.collect()

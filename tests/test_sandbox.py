@@ -680,6 +680,153 @@ def test_a_server_that_is_lost_after_a_zygotes_last_result_adds_none(monkeypatch
     assert len(ended) == 2
 
 
+@pytest.mark.parametrize(
+    ("program", "test"),
+    [
+        ("import numpy as np\ndef f(x): return np.int64(3)", "assert f(1) == 3"),
+        (
+            "import numpy as np\ndef f(x): return [np.int64(3), np.float32(0.5), np.bool_(True)]",
+            "assert f(1) == [3, 0.5, True]",
+        ),
+        ("import numpy as np\ndef f(x): return np.array([[1, 2]])", "assert f(1) == [[1, 2]]"),
+        ("def f(x): return map(str, [1, 2])", "assert list(f(1)) == ['1', '2']"),
+        (
+            "def f(x): return [zip([1], [2]), range(3), {1: 2}.values()]",
+            "a, b, c = f(1)\nassert (list(a), b, list(c)) == ([(1, 2)], range(3), [2])",
+        ),
+        ("def f(x): return {1: 2}.keys(), {1: 2}.items()", "assert f(1) == ({1}, {(1, 2)})"),
+        (
+            "from collections import deque\ndef f(x): return deque([1, 2], 3)",
+            "from collections import deque\nassert f(1) == deque([1, 2])",
+        ),
+        (
+            "from fractions import Fraction\ndef f(x): return [x + Fraction(1, 3)]",
+            "from fractions import Fraction\nassert f(Fraction(1, 3)) == [Fraction(2, 3)]",
+        ),
+        ("from decimal import Decimal\ndef f(x): return Decimal('1.50')", "assert f(1) == 1.5"),
+        (
+            "from datetime import *\ndef f(x): return x, datetime(2024, 1, 2, 3), timedelta(1, 2), time(1)",
+            "from datetime import *\nd = date(2024, 1, 2)\n"
+            "assert f(d) == (d, datetime(2024, 1, 2, 3), timedelta(1, 2), time(1))",
+        ),
+        ("def f(x): return bytearray(b'a\\xff')", "assert f(1) == b'a\\xff'"),
+        ("def f(x): return 2**20000", "assert f(1) == 2**20000"),
+        ("def f(x): return ['ab'] * 6_000_000", "assert len(f(1)) == 6_000_000"),
+        (
+            "def f(x): raise KeyError('word')",
+            "try: f(1)\nexcept KeyError as e: assert str(e) == repr('word')",
+        ),
+    ],
+)
+def test_honest_values_come_to_the_judge_as_they_are(sandbox, program, test):
+    if "numpy" in program:
+        pytest.importorskip("numpy")
+    tests = AssertTest(test), AssertTest("assert f(1) == 0")
+    (results,) = sandbox.run([Job(program, tests, Limits(seconds=60.0), entry_point="f")])
+    assert results[0].verdict == Verdict.PASSED != results[1].verdict, results
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "def check(c):\n  assert c(1) == 1",
+        "def test_f():\n  assert f(1) == 1",
+        "import unittest\nclass T(unittest.TestCase):\n  def test(self): self.assertEqual(f(1), 1)",
+        "f(1) == 1",
+        "assert (f(1) == 1, 'no')",
+        "f(1)\nassert True",
+        "assert 1 == 1",
+    ],
+)
+def test_a_test_that_compares_no_answer_is_not_passed(sandbox, test):
+    for setup in ("", "assert 1 == 1"):
+        ((result,),) = sandbox.run([Job("def f(x): return 1", (AssertTest(test),), SHORT, "f", setup)])
+        assert result.verdict == Verdict.EXCEPTION and "compares nothing" in result.traceback
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "def check(c):\n  assert c(1) == 1\ncheck(candidate)",
+        "import unittest\nclass T(unittest.TestCase):\n"
+        "  def test(self): self.assertEqual(f(1), 1)\nT('test').test()",
+        "if f(1) != 1: raise AssertionError",
+        "assert not f(1) - 1, 'no'",
+        "x = f(1)\nfor y in [1]:\n  assert x == y",
+        "equal(f(1), 1)",
+    ],
+)
+def test_comparisons_of_all_forms_count(sandbox, test):
+    setup = "def equal(a, b):\n  assert a == b"
+    for program, verdict in (("def f(x): return 1", "passed"), ("def f(x): return 2", "wrong answer")):
+        ((result,),) = sandbox.run([Job(program, (AssertTest(test),), SHORT, "f", setup)])
+        assert result.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("program", "expected", "verdict"),
+    [
+        ("import sys\nsys.stdout.write('ab\\n' * 700_000)", "ab\n" * 700_000, "passed"),
+        ("import sys\nsys.stderr.write('x' * 900_000)\nprint('y' * 500_000)", "y" * 500_000, "passed"),
+        ("import sys\nsys.stderr.write('x' * 1_100_000)\nprint(42)", "42", "too much output"),
+        ("print('y' * 1_100_000)", "42", "too much output"),
+        ("print(len(str(2**20000)), int('9' * 5000) % 10)", "6021 9", "passed"),
+        (
+            "import sys, threading\nsys.setrecursionlimit(10**6)\nthreading.stack_size(2**27)\n"
+            "def depth(n): return n and 1 + depth(n - 1)\n"
+            "t = threading.Thread(target=lambda: print(depth(10**5))); t.start(); t.join()",
+            "100000",
+            "passed",
+        ),
+        ("x = bytearray(b'x' * (200 << 20)); print(42)", "42", "out of memory"),
+    ],
+)
+def test_limits_let_honest_programs_work(sandbox, program, expected, verdict):
+    limits = Limits(memory_bytes=64 << 20)
+    ((result,),) = sandbox.run([Job(program, (IoTest("", expected),), limits)])
+    assert result.verdict == verdict
+
+
+def test_an_error_of_the_set_up_is_no_verdict(tmp_path, monkeypatch):
+    """At the start it refuses to go on; later it is an error of the job, of which no reward is made."""
+    shutil.copytree(Path(client.DIRECTORY) / "isolation", tmp_path / "isolation")
+    text = (tmp_path / "isolation" / "layers.py").read_text()
+    first_line = "    os.setsid()\n    if jail.group"
+    assert first_line in text
+    monkeypatch.setattr(client, "DIRECTORY", str(tmp_path))
+
+    def fail_below(least):
+        fails = f"    if memory_bytes < {least}:\n        raise OSError('no room')\n{first_line}"
+        (tmp_path / "isolation" / "layers.py").write_text(text.replace(first_line, fails))
+
+    fail_below(1 << 40)
+    with pytest.raises(ValueError, match="ulimit"):
+        Sandbox(workers=1)
+    fail_below(300 << 20)
+    with Sandbox(workers=1) as one:
+        for job in (
+            Job("", (IoTest("", ""),), SHORT),
+            Job("x = 1", (AssertTest("assert f() == 1"),), SHORT, "f"),
+        ):
+            with pytest.raises(RuntimeError, match="set up"):
+                one.run([job])
+        assert one.run([Job("", (IoTest("", ""),))])[0][0].verdict == Verdict.PASSED
+
+
+@pytest.mark.parametrize("limit", ["-v 1000000", "-f 1000", "-n 100"])
+def test_a_lower_limit_of_the_caller_is_no_verdict(limit):
+    script = (
+        "from sandbox import *\nwith Sandbox(1) as s:\n"
+        "  tests = (IoTest('1', '1'),) * 3\n"
+        "  jobs = [Job('print(input())', tests[:1]), Job('import re\\nprint(input())', tests)]\n"
+        "  print([r.verdict.value for some in s.run(jobs) for r in some])"
+    )
+    command = f'ulimit {limit} && exec {sys.executable} tests/as_another_user.py -c "$SCRIPT"'
+    here, environment = Path(__file__).resolve().parent.parent, os.environ | {"SCRIPT": script}
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=here, env=environment)
+    assert run.stdout.strip() == str(["passed"] * 4), run.stderr
+
+
 def test_an_exception_that_a_test_expects_has_the_programs_message_and_type(sandbox):
     test = "try:\n  f(1)\n  assert False\nexcept (KeyError, OSError) as error:\n  assert 'word' in str(error)"
     programs = [
