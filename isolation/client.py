@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 
@@ -33,7 +34,9 @@ class Keeper:
         paths = sysconfig.get_paths()
         # A module, not a script, is compiled once for good: a compiler would leave each fork its memory.
         keep = "import sys; sys.path.append(sys.argv[-1]); import isolation.server; isolation.server.keep()"
-        command = [sys.executable, "-PsS", "-c", keep, str(theirs.fileno())]
+        homes = tempfile.mkdtemp(prefix="sandbox-")  # where TMPDIR says; OSError where nothing can be written
+        os.chmod(homes, 0o711)
+        command = [sys.executable, "-PsS", "-c", keep, str(theirs.fileno()), homes]
         command += [*{paths["purelib"], paths["platlib"]}, DIRECTORY]
         environment = {
             "PATH": "/usr/bin:/bin",

@@ -227,7 +227,8 @@ def mimic_fresh_interpreter() -> None:
 
 def keep() -> None:
     """The keeper's life: load what programs need, and fork servers until the caller has gone."""
-    channel, site_packages, directory = socket.socket(fileno=int(sys.argv[1])), sys.argv[2:-1], sys.argv[-1]
+    channel, homes = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+    site_packages, directory = sys.argv[3:-1], sys.argv[-1]
     forget_project(directory)
     os.setsid()
     # Ctrl-C is for the caller; we end when it ends. Blocked, not ignored: children need only an empty mask.
@@ -247,8 +248,6 @@ def keep() -> None:
     gc.collect()
     gc.freeze()
     gc.disable()  # a collection in a fork would copy every page that it looks at
-    homes = f"/tmp/sandbox-{os.getpid()}-{time.time_ns()}"
-    os.mkdir(homes, 0o711)
     servers = []
     try:
         while True:

@@ -910,3 +910,27 @@ def test_after_three_timeouts_the_rest_is_not_run(sandbox):
     verdicts = ["timeout", "passed"] * 2 + ["timeout"] * 3
     assert [result.verdict.value for result in results] == verdicts
     assert [result == NOT_RUN for result in results] == [False] * 5 + [True] * 2
+
+
+WHERE = """
+from sandbox import IoTest, Job, Sandbox
+with Sandbox(1) as s:
+    print(s.run([Job("import os; print(os.getcwd())", (IoTest("", ""),))])[0][0].stdout)
+"""
+
+
+def test_homes_are_where_tmpdir_says_and_nothing_is_left_there(tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    said = subprocess.run([sys.executable, "-c", WHERE], env=environment, capture_output=True, text=True)
+    assert said.stdout.startswith(f"{tmp_path}/sandbox-"), said.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("unshare"), reason="only root can mount")
+def test_a_read_only_tmp_is_no_obstacle(tmp_path):
+    command = 'mount --bind /tmp /tmp && mount -o remount,ro,bind /tmp && exec "$0" -c "$1"'
+    words = ["unshare", "-m", "sh", "-c", command, sys.executable, WHERE]
+    said = subprocess.run(words, capture_output=True, text=True)
+    if "mount" in said.stderr and not said.stdout:
+        pytest.skip(f"cannot mount here: {said.stderr.strip()}")
+    assert "/sandbox-" in said.stdout and not said.stdout.startswith("/tmp"), said.stderr
