@@ -21,10 +21,12 @@ from collections.abc import Sequence
 from datetime import date
 from itertools import product
 from pathlib import Path
+from unittest.mock import Mock, patch
+
+from transformers.utils import chat_template_utils
 
 MESSAGE, ANSWER = "@message@", "@response@"  # placeholders that show where the template puts messages
 DAY = date(2024, 7, 26)  # the fixed date of templates that print today's
-TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "</seed:think>"))
 CHANNEL, CONTENT = "<|channel|>", "<|message|>"  # OpenAI's harmony: the final answer is one of its channels
 MARKS = {mark for pair in (*THOUGHTS, (CHANNEL, CONTENT)) for mark in pair}
@@ -51,9 +53,7 @@ class Chat:
             self.options = {**json.loads(template_options or "{}")}
         except (ValueError, TypeError) as error:
             raise ValueError(f"template_options is {template_options}, but must be a JSON object") from error
-        self.template = TODAY.sub(lambda call: repr(DAY.strftime(call[2])), tokenizer.get_chat_template())
-        if "strftime_now(" in self.template:
-            raise ValueError(f"{self.name} computes the format of today's date, which cannot be fixed then")
+        self.template = tokenizer.get_chat_template()
         added = {i: (token.content, token.special) for i, token in tokenizer.added_tokens_decoder.items()}
         # A response's text leaves special tokens out; `render` breaks those that structure a dialog up.
         self.dropped = {i for i, (text, special) in added.items() if special and text not in MARKS}
@@ -63,11 +63,13 @@ class Chat:
         tail = self.behind_answer(MESSAGE)
         if ANSWER in tail or MESSAGE not in tail or MESSAGE not in prompt:
             raise ValueError(f"{self.name} drops or repeats a message of a dialog of user, assistant, user")
-        self.opened = [begin for begin, end in THOUGHTS if prompt.rfind(begin) > prompt.rfind(end)]
+        header = prompt.rpartition(MESSAGE)[2]  # of a response; an instruction may name the marks too
+        self.opened = [begin for begin, end in THOUGHTS if header.rfind(begin) > header.rfind(end)]
         self.channels = CHANNEL in self.template
         first = next(i for i in self.encode_behind(tail) if tokenizer.decode([i]).strip())
         self.end = first if first in self.structure else None  # the template's end of the assistant's turn
         mark = self.structure.get(first, "")
+        self.behind = self.encode_behind(tail.partition(MESSAGE)[0])  # between a response and the message
         # Where the user's header ends the assistant's turn (GLM 4), it is needed after any other end.
         self.opens_next = mark in prompt.partition(MESSAGE)[0] and mark not in prompt.partition(MESSAGE)[2]
         file = Path(model, "generation_config.json")
@@ -86,7 +88,8 @@ class Chat:
         fixed = {"tokenize": False, "add_generation_prompt": True, "chat_template": self.template}
         options = {"date_string": DAY.strftime("%d %b %Y")} | self.options | fixed
         try:
-            return self.tokenizer.apply_chat_template(broken_up, **options)
+            with patch.object(chat_template_utils, "datetime", Mock(now=lambda: DAY)):  # for `strftime_now`
+                return self.tokenizer.apply_chat_template(broken_up, **options)
         except Exception as error:  # whatever the template's own code raises
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{self.name} cannot render a dialog of user and assistant: {reason}") from error
@@ -134,8 +137,10 @@ def observation_ids(chat, message: str, sampled_end: int | None = None) -> list[
     """The ids between two responses: the end token (unless the model sampled it), the message, the header."""
     chat = as_chat(chat)
     ids = chat.encode_behind(chat.behind_answer(message))
-    ended = sampled_end == chat.end or (sampled_end is not None and not chat.opens_next)
-    return ids[ids.index(chat.end) + 1 :] if chat.end is not None and ended else ids
+    if sampled_end in chat.behind:
+        return ids[ids.index(sampled_end) + 1 :]
+    ended = sampled_end is not None and chat.end is not None and not chat.opens_next
+    return ids[ids.index(chat.end) + 1 :] if ended else ids
 
 
 def stop_ids(chat) -> set[int]:

@@ -56,6 +56,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils.logging import disable_progress_bar
 
 from value_head import layers_of, use_float32_logits
@@ -325,9 +326,16 @@ def _shard(
     language_model, wrap, directory: Path, device: str, dtype: torch.dtype, offload: bool
 ) -> nn.Module:
     """Shard a model of the meta device, then read each rank's pieces: no rank ever holds all of it."""
-    stored_names = {id(parameter): name for name, parameter in language_model.named_parameters()}
+    reader = HuggingFaceStorageReader(str(directory))
+    in_files = reader.read_metadata().state_dict_metadata.keys()
+    # Parameters and buffers as the files name them; of tied weights the last name counts, one in the files.
+    stored = revert_weight_conversion(language_model, language_model.state_dict(keep_vars=True))
+    stored_names = {id(stored[name]): name for name in sorted(stored, key=in_files.__contains__)}
+    if not {id(parameter) for parameter in language_model.parameters()} <= stored_names.keys():
+        way = "train it on one process in one number type (--dtype float32 or --bf16_state)"
+        raise ValueError(f"{directory} stores each expert by itself, which cannot be sharded: {way}")
     network = wrap(language_model)
-    names = {own: stored_names[id(p)] for own, p in network.named_parameters() if id(p) in stored_names}
+    names = {own: stored_names.get(id(t)) for own, t in network.state_dict(keep_vars=True).items()}
     options = {"mesh": dist.DeviceMesh.from_group(_team or dist.group.WORLD, device.partition(":")[0])}
     options["offload_policy"] = CPUOffloadPolicy(pin_memory=device != "cpu") if offload else OffloadPolicy()
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -340,15 +348,17 @@ def _shard(
         part.set_force_sum_reduction_for_comms(True)  # gloo has no other; with factor 1 it is a plain sum
         part.set_gradient_divide_factor(1.0)
     for module in network.modules():
-        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        tensors = *module.parameters(recurse=False), *module.buffers(recurse=False)
+        if any(tensor.is_meta for tensor in tensors):
             module.to_empty(device="cpu" if offload else device, recurse=False)
-        elif any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            module.to_empty(device=device, recurse=False)
-            language_model._init_weights(module)  # rotary frequencies: computed, not stored
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
     language_model.tie_weights()
-    wanted = {names[own]: p.detach() for own, p in network.named_parameters() if own in names}
-    reader = HuggingFaceStorageReader(str(directory))
-    missing = sorted(wanted.keys() - reader.read_metadata().state_dict_metadata.keys())
+    for parameter in language_model.parameters():
+        parameter._is_hf_initialized = True  # it will be read
+    language_model.initialize_weights()  # rotary frequencies, an embedding's scale: computed, not stored
+    wanted = {names[own]: t.detach() for own, t in network.state_dict(keep_vars=True).items() if names[own]}
+    missing = sorted(wanted.keys() - in_files)
     if missing:
         raise ValueError(
             f"the safetensors of {directory} lack {len(missing)} of {len(wanted)} weights, such as "

@@ -11,6 +11,7 @@ compares the model's own logits with those of training and of sampling, and refu
 """
 
 import inspect
+from collections.abc import Callable
 
 import torch
 from torch.nn.functional import pad
@@ -202,17 +203,19 @@ def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> N
     known = model.get_input_embeddings().weight.shape[0]
     if tokenizer_size > known:
         raise ValueError(f"the tokenizer has {tokenizer_size} tokens, but {name}'s embedding only {known}")
-    windows = (getattr(text, key, None) or 0 for key in ("sliding_window", "attention_chunk_size"))
-    length = min(context, max(64, *(window + 32 for window in windows)))
+    sizes = ("window", "chunk_size", "local_attention")  # as architectures name them
+    windows = [n for key, n in text.to_dict().items() if type(n) is int and any(s in key for s in sizes)]
+    length = min(context, max([32, *windows]) + 32)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(tokenizer_size, (2, length), generator=generator).to(model.device)  # (2, length)
     long, short = ids[0].tolist(), ids[1, : length // 3 + 2 * last].tolist()
     ids[1, len(short) :] = 0  # padding
-    own = [
-        model(torch.tensor([row], device=model.device), use_cache=False).logits[0, -last:]
-        for row in (long, short)
-    ]
-    own = torch.stack(own).log_softmax(-1)  # (2, last, V)
+
+    def alone(model: PreTrainedModel) -> torch.Tensor:
+        rows = (torch.tensor([row], device=model.device) for row in (long, short))  # (1, length) each
+        return torch.stack(
+            [model.forward(r, use_cache=False).logits[0, -last:] for r in rows]
+        )  # (2, last, V)
 
     def trained(model: PreTrainedModel) -> torch.Tensor:
         output = trunk_of(model)(ids, use_cache=False)  # last_hidden_state (2, length, D)
@@ -230,16 +233,20 @@ def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> N
         logits = [forward(model, cache, slice(0, 2), [[token] for token in step]) for step in steps]
         return torch.stack(logits, dim=1).flip(0)  # (2, last, V) the long one first again
 
+    def logprobs(path: str, function: Callable) -> torch.Tensor:
+        try:
+            return as_forward(function, model).log_softmax(-1)  # (2, last, V)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise ValueError(f"{name} is not supported: {path} fails with {reason}") from error
+
+    own = logprobs("its own forward", alone)  # (2, last, V)
     # The dtype of the computation; the parameters of a sharded model may have another.
     dtype = as_forward(lambda model: trunk_of(model)(ids[:, :1], use_cache=False)[0].dtype, model)
     exact = dtype == torch.float32
     limit = 1e-3 if exact else 0.1
     for path, function in {"training": trained, "sampling with a cache": sampled}.items():
-        try:
-            gap = (as_forward(function, model).log_softmax(-1) - own).abs()  # (2, last, V)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise ValueError(f"{name} is not supported: {path} fails with {reason}") from error
+        gap = (logprobs(path, function) - own).abs()  # (2, last, V)
         # In half precision a router may send single tokens to another expert, so the median token decides.
         difference = (gap.max() if exact else gap.mean(-1).median()).item()
         if not difference < limit:

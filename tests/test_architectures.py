@@ -5,10 +5,17 @@ import inspect
 import pytest
 import torch
 from conftest import make_model
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from config import parse_config
-from distributed import load_model
+from distributed import load_model, process_group
 from ppo import collate, response_logprobs
 from rollout import Episode, Turn
 from sampling import RaggedCache, check_architecture, check_logits, forward
@@ -150,6 +157,15 @@ def tiny(name: str) -> torch.nn.Module:
     return model
 
 
+def tiny_composite() -> torch.nn.Module:
+    """A Gemma 3 that reads images too; its checkpoints have other names than its parameters."""
+    text = tiny("gemma3_text").config.to_dict()
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = CONFIG_MAPPING["gemma3"](text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
 def own_logits(model, dialogs: list[list[int]]) -> list[torch.Tensor]:
     return [model(torch.tensor([dialog]), use_cache=False).logits[0] for dialog in dialogs]  # (T, V) each
 
@@ -229,6 +245,20 @@ def test_a_model_that_cannot_be_sampled_is_refused_in_one_sentence(sentence, nam
     assert "\n" not in str(refused.value)
 
 
+def test_the_probe_is_longer_than_a_window_of_any_name():
+    sizes = {"hidden_size": 32, "num_heads": 4, "num_layers": 2, "initializer_range": 0.2}
+    kinds = [[["global", "local"], 1]]
+    config = GPTNeoConfig(vocab_size=128, attention_types=kinds, window_size=128, **sizes)
+    with pytest.raises(ValueError, match="sampling with a cache gives log-probs that differ"):
+        check_logits(GPTNeoForCausalLM(config).eval(), 128, 200)
+
+
+def test_a_model_that_cannot_compute_its_own_logits_is_refused():
+    model = make_model(128)
+    model.model.norm.forward = lambda hidden: hidden + None
+    assert "not supported: its own forward fails with TypeError" in refused(model, 200)
+
+
 def refused(model, context: int, tokenizer_size: int = 128) -> str:
     with pytest.raises(ValueError) as error:
         check_architecture(model.config, context)
@@ -303,3 +333,16 @@ def test_logits_of_a_bf16_model_are_computed_in_fp32_with_the_layer_s_own_gradie
     (torch.nn.functional.linear(hidden, layer.weight) * logits.detach().bfloat16() * 2).sum().backward()
     for got, expected in zip(ours, (hidden.grad, layer.weight.grad), strict=True):
         torch.testing.assert_close(got, expected, atol=0.2, rtol=0.03)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3n_text", "gemma4_text", "opt", "llama4_text", "gemma3"])
+def test_a_sharded_model_has_the_logits_of_the_whole_one(name, tmp_path):
+    model = tiny_composite() if name == "gemma3" else tiny(name)
+    for buffer_name, buffer in model.named_buffers():
+        if "layer_scalar" in buffer_name:  # Gemma 4's checkpoints store it
+            buffer.fill_(0.5)
+    model.save_pretrained(tmp_path)
+    ids = torch.randint(5, 128, (1, 40), generator=torch.Generator().manual_seed(0))  # (1, T)
+    with process_group("cpu", unsharded=False), torch.no_grad():
+        sharded = load_model(str(tmp_path))
+        torch.testing.assert_close(sharded(ids).logits, model(ids).logits)

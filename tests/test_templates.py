@@ -110,6 +110,34 @@ def test_the_prompt_does_not_change_with_the_date():
     assert "Today Date: 26 Jul 2024<|eot_id|>" in tokenizer.decode(prompt_ids(tokenizer, "x"))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "{{ strftime_now ('%Y') }}",
+        "{% set now = strftime_now %}{{ now('%Y') }}",
+        "{{ strftime_now('%' ~ 'Y') }}",
+        "{% set format = '%Y' %}{{ strftime_now(format) }}",
+        "{% macro today(f='%Y') %}{{ strftime_now(format=f) }}{% endmacro %}{{ today() }}",
+    ],
+)
+def test_the_date_is_fixed_however_a_template_asks_for_it(call):
+    tokenizer = with_template(call + CHATML_TURN, "<|im_start|> <|im_end|>", end="<|im_end|>")
+    assert tokenizer.decode(prompt_ids(tokenizer, "x")).startswith("2024<|im_start|>")
+
+
+def test_an_instruction_that_names_the_mark_of_thoughts_does_not_open_them():
+    template = turns("<u>Q", "<b>A</s>", "<b>", "Use <think> first.")
+    chat = Chat(with_template(template, "</s> <u> <b>", "<think> </think>", end="</s>"))
+    assert chat.final_answer(CODE) == CODE and chat.final_answer(f"<think>{CODE}") == ""
+
+
+@pytest.mark.parametrize("assistant", ["A [done]</s>", "A<|done|></s>", "A</s>\n[done]"])
+def test_the_sampled_end_is_not_written_twice(assistant):
+    tokenizer = with_template(turns("<u>Q", "<b>" + assistant, "<b>"), "</s> <u> <b> <|done|>", end="</s>")
+    observed = observation_ids(tokenizer, "x", tokenizer.eos_token_id)
+    assert tokenizer.decode(observed) == assistant.partition("</s>")[2] + "<u>x<b>"
+
+
 def test_responses_end_at_special_tokens_only():
     for style in STYLES:
         tokenizer, end = styled(style)
@@ -494,7 +522,7 @@ def test_options_reach_the_template_and_must_be_an_object():
         (turns("<s>Q", "") + "</s>", "drops or repeats"),
         (turns("Q", "AA</s>"), "drops or repeats"),
         (turns("", "A</s>"), "drops or repeats"),
-        ("{{ strftime_now(format) }}" + turns("Q", "A</s>"), "format of today's date"),
+        ("{{ strftime_now(format) }}" + turns("Q", "A</s>"), "cannot render"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_refused_by_name(tmp_path, template, told):
