@@ -94,9 +94,11 @@ def finish(module: types.ModuleType, out: io.TextIOBase) -> None:
     # A program may have a stream of its own: w = open(1, "w").write
     owners = [getattr(value, "__self__", value) for value in vars(module).values()]
     for stream in [sys.stdout, sys.stderr, out, *(owner for owner in owners if isinstance(owner, STREAM))]:
-        with contextlib.suppress(ValueError):  # closed, or detached by a stream that was flushed before it
+        try:
             if stream is not None:
                 stream.flush()
+        except ValueError:  # closed, or detached by a stream that was flushed before it
+            pass
 
 
 class CandidateError(Exception):
@@ -104,18 +106,18 @@ class CandidateError(Exception):
 
 
 class Comparisons(ast.NodeTransformer):
-    """Marks where a test compares: its asserts, its ifs, and its calls of functions named assert..."""
+    """Marks where a test compares: its asserts, its ifs that raise, its calls of functions named assert..."""
 
     def visit(self, node: ast.AST) -> ast.AST:
         if not isinstance(node, ast.expr):  # a test may have very long lists
             self.generic_visit(node)
-        if isinstance(node, (ast.Assert, ast.If)) and not isinstance(node.test, (ast.Tuple, ast.Constant)):
-            test, equal = (
-                node.test,
-                isinstance(node.test, ast.Compare) and isinstance(node.test.ops[0], ast.Eq),
-            )
-            both = [test.left, *test.comparators] if equal and len(test.ops) == 1 else [test]
-            node.test = ast.Call(ast.Name("_compare", ast.Load()), both, [])
+        raises = isinstance(node, ast.If) and any(isinstance(step, ast.Raise) for step in node.body)
+        if raises or isinstance(node, ast.Assert) and not isinstance(node.test, (ast.Tuple, ast.Constant)):
+            values = [node.test]
+            match node:
+                case ast.Assert(ast.Compare(left, [ast.Eq()], [right])):
+                    values = [left, right]  # which a failed test shows
+            node.test = ast.Call(ast.Name("_compare", ast.Load()), values, [])
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1].startswith("assert"):
             return ast.Call(ast.Name("_compare", ast.Load()), [node], [])
         return node
@@ -198,9 +200,8 @@ def error_like(reply: dict) -> CandidateError:
     if isinstance(known, type) and issubclass(known, Exception) and known not in never:
         with contextlib.suppress(TypeError):  # an ExceptionGroup needs more than a message
             plain = {
-                "__init__": Exception.__init__,
-                "__str__": Exception.__str__,
-            }  # KeyError would quote twice
+                name: getattr(Exception, name) for name in ("__init__", "__str__")
+            }  # KeyError's own quotes
             error = type(known.__name__, (CandidateError, known), plain)(message)
     error.trace = str(reply["traceback"])[-SHOWN:]
     return error

@@ -98,12 +98,8 @@ class Client:
     def reports(self, job, first: int, server: Server):
         """Run a job's tests from number `first` on, in a zygote if that pays. Yields each with its report."""
         tests, limits = job.tests[first:], job.limits
-        about = {
-            "seconds": limits.seconds,
-            "memory": limits.memory_bytes,
-            "output": [limits.output_bytes] * 2,
-        }
-        about |= {"entry_point": job.entry_point, "longest": max(RPC_BYTES, limits.memory_bytes // 8)}
+        about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "entry_point": job.entry_point}
+        about |= {"output": [limits.output_bytes] * 2, "longest": max(RPC_BYTES, limits.memory_bytes // 8)}
         imports = imported(job.program)
         costly = imports or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
         if not costly or len(tests) < ZYGOTE_TESTS:
@@ -132,7 +128,10 @@ class Client:
         """
         patience = job.limits.seconds + 20  # the servers keep the time; this is for a server that fails to
         if hasattr(test, "input"):
-            outputs = [about["output"][0] + 4 * len(test.output), about["output"][1]]
+            steps = (
+                1 + 4 * len(test.output) // job.limits.output_bytes
+            )  # a program may find the bound: no length
+            outputs = [steps * job.limits.output_bytes, job.limits.output_bytes]
             send(channel, about | {"kind": "io", "output": outputs}, [memory_file(test.input), *program])
             return self.reply(channel, patience), {}
         ours, theirs = socket.socketpair()

@@ -268,6 +268,12 @@ def test_a_failed_assert_tells_call_got_and_expected(sandbox):
     assert (result.call, result.got, result.expected) == ("f(1, y=2)", "[1]", "[2]")
 
 
+def test_a_failed_assert_tells_nothing_of_an_if_before_it(sandbox):
+    test = AssertTest("x = f(1)\nif __name__ == '__main__': raise ValueError\nassert not x")
+    ((result,),) = sandbox.run([Job("def f(x): return [x]", (test,), SHORT, entry_point="f")])
+    assert (result.verdict, result.got, result.expected) == ("wrong answer", "[1]", "")
+
+
 def test_tracebacks_have_the_programs_own_lines(sandbox):
     job = Job("def g():\n    return [][1]\n\ng()\n", (IoTest("", ""),), SHORT)
     ((result,),) = sandbox.run([job])
@@ -735,6 +741,7 @@ def test_honest_values_come_to_the_judge_as_they_are(sandbox, program, test):
         "f(1) == 1",
         "assert (f(1) == 1, 'no')",
         "f(1)\nassert True",
+        "x = f(1)\nif x == 1: pass",
         "assert 1 == 1",
     ],
 )
@@ -785,6 +792,17 @@ def test_limits_let_honest_programs_work(sandbox, program, expected, verdict):
     limits = Limits(memory_bytes=64 << 20)
     ((result,),) = sandbox.run([Job(program, (IoTest("", expected),), limits)])
     assert result.verdict == verdict
+
+
+def test_the_bound_of_output_does_not_tell_the_length_of_what_is_expected(sandbox):
+    program = (
+        "import sys\nframe = sys._getframe()\nwhile frame:\n"
+        "  for value in frame.f_locals.values():\n"
+        "    if type(value) is dict and 'output' in value: print(value['output'])\n"
+        "  frame = frame.f_back"
+    )
+    jobs = [Job(program, (IoTest("", "x" * length),)) for length in (2, 3, 5000)]
+    assert len({result.stdout for (result,) in sandbox.run(jobs)}) == 1
 
 
 def test_an_error_of_the_set_up_is_no_verdict(tmp_path, monkeypatch):
