@@ -797,12 +797,13 @@ def test_limits_let_honest_programs_work(sandbox, program, expected, verdict):
 def test_the_bound_of_output_does_not_tell_the_length_of_what_is_expected(sandbox):
     program = (
         "import sys\nframe = sys._getframe()\nwhile frame:\n"
-        "  for value in frame.f_locals.values():\n"
+        "  for value in list(frame.f_locals.values()):\n"
         "    if type(value) is dict and 'output' in value: print(value['output'])\n"
         "  frame = frame.f_back"
     )
     jobs = [Job(program, (IoTest("", "x" * length),)) for length in (2, 3, 5000)]
-    assert len({result.stdout for (result,) in sandbox.run(jobs)}) == 1
+    found = {result.stdout for (result,) in sandbox.run(jobs)}
+    assert len(found) == 1 and found != {""}  # it does find the bound
 
 
 def test_an_error_of_the_set_up_is_no_verdict(tmp_path, monkeypatch):
