@@ -225,6 +225,13 @@ def test_a_plan_refuses_a_model_that_cannot_be_sampled(tmp_path):
         plan.report(config, 2, plan.GIB)
 
 
+def test_a_plan_refuses_a_model_that_training_cannot_load(tmp_path):
+    CONFIG_MAPPING["mistral3"]().save_pretrained(tmp_path)
+    config = parse_config(["--model", str(tmp_path), "--plan"])
+    with pytest.raises(ValueError, match="Unrecognized configuration class .*Mistral3Config"):
+        plan.report(config, 2, plan.GIB)
+
+
 def test_the_rows_of_an_evaluation_follow_from_free_memory(monkeypatch):
     model, pages = make_model(128), {"SC_AVPHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr("os.sysconf", pages.get)

@@ -65,9 +65,10 @@ def rows_that_fit(model, context: int, wanted: int) -> int:
 
 def memory(config, ranks: int) -> dict[str, dict[str, float]]:
     """Bytes per rank by phase ("always", "rollout", "update") and name; `config` is the one of training."""
-    shape = model_shape(config.model).get_text_config(decoder=True)
+    whole_shape = model_shape(config.model)  # with a part for images, where it has one
+    shape = whole_shape.get_text_config(decoder=True)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape)
+        model = AutoModelForCausalLM.from_config(whole_shape)
     compute = getattr(torch, config.dtype).itemsize
     state = compute if config.bf16_state else 4
     every = sum(p.numel() for p in model.parameters())  # the numbers of parameters
