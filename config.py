@@ -207,6 +207,8 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     if config.temperature <= 0:
         raise ValueError(f"temperature is {config.temperature}, but training needs one above 0")
     check_feedback(config.feedback)
+    if config.attention not in ("", "sdpa", "eager"):
+        raise ValueError(f"sampling needs --attention sdpa or eager, not {config.attention}")
     if not isinstance(getattr(torch, config.dtype, None), torch.dtype):
         raise ValueError(f"dtype is {config.dtype!r}, which torch does not know")
     check_device(config.device)

@@ -37,7 +37,7 @@ from checkpoints import write_whole
 from data import first_message
 from distributed import check_device, friendly_errors, load_config, load_model, load_tokenizer
 from rollout import FEEDBACK, Episode, RolloutSettings, fitting, rollout, too_long
-from sampling import check_architecture, check_logits
+from sampling import check_architecture, check_logits, within_positions
 from sandbox import Sandbox, Verdict
 from sources import load_problems
 from tools import paper, plan, plots
@@ -259,9 +259,9 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     variants = list(product(args.feedback, args.turn_limits, args.temperature or sorted(usual)))
     chat = Chat(load_tokenizer(args.model, args.chat_template, args.gguf_file), args.template_options)
     split, cut = load_problems(args.problems, args.split, args.holdout), args.public_tests or sys.maxsize
-    text = load_config(args.model, args.gguf_file).get_text_config(decoder=True)
-    context = min(args.context, getattr(text, "max_position_embeddings", None) or args.context)
-    check_architecture(text, context)
+    config = load_config(args.model, args.gguf_file)
+    context = within_positions(config, args.context)
+    check_architecture(config, context)
     model = load_model(args.model, args.device, args.dtype, args.attention, args.gguf_file)
     check_logits(model, len(chat.tokenizer), context)
     args.batch_rows = plan.rows_that_fit(model, context, args.batch_rows)

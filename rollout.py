@@ -37,7 +37,7 @@ from tqdm import tqdm
 from chat import Chat, as_chat, extract_code, observation_ids, prompt_ids, read_examples, stop_ids
 from data import RETRY_WITHOUT_FEEDBACK, Problem, feedback_message, first_message, make_job
 from distributed import friendly_errors, load_model, load_tokenizer
-from sampling import RaggedCache, check_architecture, check_logits, forward, sample_tokens
+from sampling import RaggedCache, check_architecture, check_logits, forward, sample_tokens, within_positions
 from sandbox import Sandbox, TestResult, Verdict
 from sources import first_messages, load_problems
 
@@ -340,7 +340,9 @@ if __name__ == "__main__":
     with friendly_errors("rollout.py"), Sandbox() as sandbox:
         chat = Chat(load_tokenizer(arguments.model), arguments.template_options)
         model = load_model(arguments.model, dtype="auto")
-        check_architecture(model.config, RolloutSettings.context)
-        check_logits(model, len(chat.tokenizer), RolloutSettings.context)
+        context = within_positions(model.config, RolloutSettings.context)
+        settings = RolloutSettings(context=context, max_new_tokens=context // 8)
+        check_architecture(model.config, context)
+        check_logits(model, len(chat.tokenizer), context)
         first = list(load_problems(arguments.problems, "test")[:1])
-        print(show(chat.tokenizer, rollout(model, chat, first, sandbox, RolloutSettings(), seed=0)[0]))
+        print(show(chat.tokenizer, rollout(model, chat, first, sandbox, settings, seed=0)[0]))

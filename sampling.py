@@ -160,6 +160,12 @@ def sample_tokens(
 # ---- which models ------------------------------------------------------------------------------------------
 
 
+def within_positions(config: PretrainedConfig, context: int) -> int:
+    """The context, or the number of positions that the model was trained on, if that is smaller."""
+    text = config.get_text_config(decoder=True)
+    return min(context, getattr(text, "max_position_embeddings", None) or context)
+
+
 def check_architecture(config: PretrainedConfig, context: int) -> None:
     """Refuse a model that cannot be sampled or trained here, from its configuration alone.
 

@@ -1,6 +1,8 @@
 """Tiny models of many architectures: equal logits in the model, in training and in sampling, or a refusal."""
 
 import inspect
+import runpy
+import sys
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from conftest import make_model
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     LlamaConfig,
@@ -311,6 +315,20 @@ def test_what_a_model_has_no_room_for_is_refused():
     model = make_model(128)
     model.config._attn_implementation = "flash_attention_2"
     assert "sampling needs --attention sdpa or eager, not flash_attention_2" in refused(model, 200)
+
+
+def test_an_attention_that_cannot_be_sampled_with_is_refused_before_a_model_is_loaded():
+    with pytest.raises(ValueError, match="needs --attention sdpa or eager, not flash_attention_2"):
+        parse_config(["--model", "any", "--plan", "--attention", "flash_attention_2"])
+
+
+def test_rollout_py_samples_within_the_positions_of_a_model(tmp_path, tokenizer, monkeypatch, capsys):
+    config = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 400, "vocab_size": len(tokenizer)}
+    GPT2LMHeadModel(GPT2Config(**config)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["rollout.py", str(tmp_path)])
+    runpy.run_module("rollout", run_name="__main__")
+    assert "; not solved]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["phimoe", "mixtral", "opt", "gpt2"])
