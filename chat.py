@@ -31,8 +31,11 @@ THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "
 CHANNEL, CONTENT = "<|channel|>", "<|message|>"  # OpenAI's harmony: the final answer is one of its channels
 MARKS = {mark for pair in (*THOUGHTS, (CHANNEL, CONTENT)) for mark in pair}
 PYTHON = ("python", "py", "python3")
-INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass)  # statements without an effect of their own
+# Statements that do nothing by themselves.
+INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass, ast.Assign, ast.AnnAssign)
+INERT += (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)  # but what is in them may
 FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,})([^`]*)")  # a line: text before it, fence, language
+PYTHON_FENCE = re.compile(r"\s*(`{3,}|~{3,})\W*(python|py|python3)\b(?!-)", re.IGNORECASE)
 QUOTE = re.compile(r"^(?: {0,3}>)+ ?")
 ITEM = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*")  # indentation and the beginning of a list's item
 
@@ -171,7 +174,10 @@ def extract_code(text: str) -> str | None:
     1. Those whose language is python, py or python3 (`{python}` too); without any, those with no language.
     2. Of these, those that compile. A session with `>>>` is none of them.
     3. Of these, the last one that is a program by itself: that does more than state values (a sample output)
-       and needs no name that only an earlier block binds (an example call, an excerpt). Else the last one.
+       or signatures (a stub), and needs no name that only an earlier block binds (an example call, an
+       excerpt). Else the last one.
+
+    A block that does not compile ends where a block of Python opens in it: it was given up, or is Markdown.
     """
     blocks = _blocks(text)
     python = [code for language, code in blocks if language in PYTHON]
@@ -179,7 +185,8 @@ def extract_code(text: str) -> str | None:
     for last in filter(None, python or [code for language, code in blocks if not language]):
         nodes = list(ast.walk(ast.parse(last)))
         needs, binds = _names(nodes)
-        acts = any(isinstance(n, (ast.stmt, ast.Call)) and not isinstance(n, INERT) for n in nodes)
+        active = (n for n in nodes if isinstance(n, (ast.stmt, ast.Call, ast.Lambda)))
+        acts = not all(isinstance(n, INERT) for n in active)
         chosen = last if acts and not needs & bound else chosen
         bound |= binds
     return chosen or last
@@ -204,9 +211,10 @@ def _blocks(text: str) -> list[tuple[str, str]]:
         code, _, _ = "\n".join(body).partition(fence)
         readings.append((code, code.count("\n") + 1))
         code, after = next((r for r in readings if _compiles(r[0])), ("", (ends or [len(body)])[0] + 1))
+        opened = (n for n, line in enumerate(body[:after]) if not code and PYTHON_FENCE.match(line))
         if code or item:
             blocks.append((language, code))
-            position += after
+            position += next(opened, after)
     return blocks
 
 
@@ -226,10 +234,12 @@ def _names(nodes: Sequence[ast.AST]) -> tuple[set[str], set[str]]:
         match node:
             case ast.Name(id=name, ctx=ast.Load()):
                 used.add(name)
-            case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.MatchMapping(rest=name):
                 bound.add(name)
             case ast.alias(name=name, asname=other):
-                here.add(other or name)
+                here.add(other or name.partition(".")[0])
             case ast.ImportFrom(module=module, names=names) if module not in sys.stdlib_module_names:
                 foreign |= {alias.name for alias in names}  # perhaps from the answer itself
+            case ast.AST(name=str(name)):  # of a function, a class, an exception, a pattern, a type
+                bound.add(name)
     return (used - bound - here) | foreign, bound

@@ -204,9 +204,13 @@ def damage(directory: Path) -> str:
     """What is wrong with the files of a checkpoint; empty if it is whole."""
     try:
         about = json.loads((directory / "about.json").read_text())
-    except (OSError, ValueError) as error:
+        files = {**about.get("files", {".metadata": None})}
+        whole = all(type(about[name]) is int for name in ("iteration", "metrics.jsonl", "dialogs.txt"))
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         return f"about.json cannot be read: {error}"
-    for name, size in about.get("files", {".metadata": None}).items():
+    if not whole:
+        return "about.json says no number of iterations, or no sizes of the logs"
+    for name, size in files.items():
         if not (directory / name).exists():
             return f"{name} is missing"
         if size not in (None, found := (directory / name).stat().st_size):
@@ -217,7 +221,10 @@ def damage(directory: Path) -> str:
 def read_prefetched(directory: Path) -> list:
     """The episodes of the next iteration that a checkpoint has, as plain JSON."""
     path = directory / "prefetched.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    try:
+        return [*json.loads(path.read_text())] if path.exists() else []
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 class _MetadataUnpickler(pickle.Unpickler):

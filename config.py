@@ -6,6 +6,7 @@ toy world. Each field of `Config` is a flag of train.py with the same name: `pyt
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -188,7 +189,10 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     if "resume" in given:
         if not (settings := Path(given["resume"]) / "config.json").exists():
             raise ValueError(f"--resume {given['resume']}: this is no run, there is no {settings}")
-        stored = json.loads(settings.read_text())
+        try:
+            stored = {**json.loads(settings.read_text())}
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"{settings} cannot be read as the settings of a run: {error}") from error
         wrong = [
             f"{name} {stored.get(name, 'unknown')!r}, now {value!r}"
             for name, value in given.items()
@@ -202,10 +206,16 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     may_be_0 = ("limit_problems", "rollout_ranks", "seed", "iterations")
     for entry in fields(Config):
         value, least = getattr(config, entry.name), int(entry.name not in may_be_0)
+        kinds = (int, float) if entry.type is float else entry.type
+        if not isinstance(value, kinds) or (entry.type is float and not 0 <= value < math.inf):
+            wanted = "finite number, not negative" if entry.type is float else entry.type.__name__
+            raise ValueError(f"{entry.name} is {value!r}, but must be a {wanted}")
         if entry.type is int and value < least:
             raise ValueError(f"{entry.name} is {value}, but must be at least {least}")
     if config.temperature <= 0:
         raise ValueError(f"temperature is {config.temperature}, but training needs one above 0")
+    if not 0 < config.evaluation_top_p <= 1:
+        raise ValueError(f"evaluation_top_p is {config.evaluation_top_p}, but must be above 0 and at most 1")
     check_feedback(config.feedback)
     if config.attention not in ("", "sdpa", "eager"):
         raise ValueError(f"sampling needs --attention sdpa or eager, not {config.attention}")

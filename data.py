@@ -7,8 +7,10 @@ constants below, which are easy to replace. Where problem sets come from is in `
 Run alone: `python data.py SOURCE [SPLIT]` prints the size of a problem set and one first message.
 """
 
+import ast
 import re
 import runpy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -165,8 +167,14 @@ def make_job(
     problem: Problem, code: str, tests: Sequence[IoTest | AssertTest], stop_at_first_failure: bool = False
 ) -> Job:
     """The sandbox's job that judges `code`, a response's program, on `tests` of `problem`."""
+    lines, head = code.split("\n"), 0
+    if problem.preamble and "__future__" in code:
+        with warnings.catch_warnings(action="ignore"):
+            imports = [node for node in ast.parse(code).body if isinstance(node, ast.ImportFrom)]
+        head = max((node.end_lineno for node in imports if node.module == "__future__"), default=0)
+    # Imports from __future__ must come first. The lines after them keep their numbers in a traceback.
     return Job(
-        program=problem.preamble + code,
+        program="".join(f"{line}\n" for line in lines[:head]) + problem.preamble + "\n".join(lines[head:]),
         tests=tuple(tests),
         limits=problem.limits,
         entry_point=problem.entry_point,

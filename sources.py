@@ -60,7 +60,7 @@ def _problem(stored: dict, where: str) -> tuple[Problem, bool]:
     """
     try:
         row = json.loads(stored["text"].removeprefix("\ufeff")) if list(stored) == ["text"] else stored
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
     try:
         if not isinstance(row, dict):
@@ -69,7 +69,7 @@ def _problem(stored: dict, where: str) -> tuple[Problem, bool]:
         if missing := [name for name in columns.split() if name not in row]:
             raise ValueError(f"no column {', '.join(missing)} among its columns {', '.join(row)}")
         return read(row), any(map(row.get, FILE_COLUMNS))
-    except (AttributeError, KeyError, SyntaxError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"{where} is not understood: {error}") from error
 
 
@@ -79,8 +79,8 @@ def _problem(stored: dict, where: str) -> tuple[Problem, bool]:
 class Problems(Sequence):
     """Problems that are made from a table's rows when they are asked for: a large table stays on disk."""
 
-    def __init__(self, rows: datasets.Dataset) -> None:
-        self.rows = rows
+    def __init__(self, rows: datasets.Dataset, source: str) -> None:
+        self.rows, self.source = rows, source
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,13 +88,14 @@ class Problems(Sequence):
     def __getitem__(self, place: int | slice) -> "Problem | Problems":
         if isinstance(place, slice):
             return select(self, range(*place.indices(len(self))))
-        return _problem(self.rows[place], f"row {place}")[0]
+        row = self.rows[place]
+        return _problem(row, f"{self.source}, the row of {row.get('name', place)!r},")[0]
 
 
 def select(problems: Sequence[Problem], places: Sequence[int]) -> Sequence[Problem]:
     """The problems at these places; a large table stays on disk."""
     if isinstance(problems, Problems):
-        return Problems(problems.rows.select(places))
+        return Problems(problems.rows.select(places), problems.source)
     return [problems[place] for place in places]
 
 
@@ -105,8 +106,8 @@ def first_messages(problems: Sequence[Problem]) -> Iterator[str]:
         return
     unread = dict.fromkeys((*TEST_COLUMNS, *SOLUTION_COLUMNS), [])
     columns = [name for name in unread if name in problems.rows.column_names]
-    for number, row in enumerate(problems.rows.remove_columns(columns)):
-        yield first_message(_problem(row | unread, f"row {number}")[0])
+    for row in problems.rows.remove_columns(columns):
+        yield first_message(_problem(row | unread, f"{problems.source}, the row of {row.get('name')!r},")[0])
 
 
 def _read(rows: datasets.Dataset, source: str) -> Iterator[tuple[str, str, Problem | None]]:
@@ -133,6 +134,9 @@ def _left_out(rows: datasets.Dataset) -> list[str]:
                 names = batch["name"].filter(uneven).to_pylist()
                 raise ValueError(f"a test of {column} has no output: see {names}")
         tested = pc.and_(pc.greater(counts[0], 0), pc.greater(pc.add(counts[1], counts[2]), 0))
+        for number, name in enumerate(batch["name"].to_pylist(), len(reasons) + 1):
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"row {number}: name is no text, or empty: {name!r:.60}")
         for number, has in enumerate(tested.to_pylist()):
             files = [batch[name][number].as_py() for name in FILE_COLUMNS if name in rows.column_names]
             reasons.append(FILES if any(files) else "" if has else NO_TESTS)
@@ -199,8 +203,13 @@ def _rows(source: str, split: str) -> datasets.Dataset:
 def _usable(rows: datasets.Dataset, source: str) -> tuple[Sequence[Problem], list[str]]:
     """The problems of the rows that can be used, and their names; the others are printed."""
     kept, made, names, left_out = [], [], [], {FILES: [], NO_TESTS: []}
-    if "generated_tests" in rows.column_names:  # CodeContests: its problems are made when they are asked for
-        small, found = False, zip(rows["name"], _left_out(rows), itertools.repeat(None))
+    # CodeContests: its problems are made when they are asked for.
+    kinds = [field.type for field in rows.data.schema if field.name in ("name", *TEST_COLUMNS)]
+    if len(kinds) == 1 + len(TEST_COLUMNS) and sum(map(pa.types.is_struct, kinds)) == len(TEST_COLUMNS):
+        try:
+            small, found = False, zip(rows["name"], _left_out(rows), itertools.repeat(None))
+        except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError) as error:
+            raise ValueError(f"{source} is not understood: {error}") from error
     else:
         small, found = rows.data.nbytes < SMALL, _read(rows, source)
     for number, (name, reason, problem) in enumerate(found):
@@ -217,7 +226,7 @@ def _usable(rows: datasets.Dataset, source: str) -> tuple[Sequence[Problem], lis
             print(f"{source}: {shown} left out: {len(unused)} of {total} problems {reason}")
     if not kept:
         raise ValueError(f"{source} has no problem with public and private tests")
-    problems = made if small else Problems(rows.select(kept))
+    problems = made if small else Problems(rows.select(kept), source)
     assert problems[0]
     return problems, names
 

@@ -98,7 +98,7 @@ def read_row(row: dict) -> Problem:
     megabytes = _amount(row, "memory_limit", "(MB|megabytes?)", "256.0 megabytes")
     digest = hashlib.sha256(f"{statement}{row['input_output']}".encode()).hexdigest()[:12]
     return Problem(
-        name=f"APPS/{row['problem_id']}" if "problem_id" in row else f"TACO/{digest}",
+        name=f"APPS/{row['problem_id']}" if row.get("problem_id") is not None else f"TACO/{digest}",
         statement=statement,
         public_tests=tuple(made[:public]),
         private_tests=tuple(made[public:]),

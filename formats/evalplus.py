@@ -15,7 +15,7 @@ import contextlib
 import re
 
 from data import MBPP_STATEMENT, Problem
-from formats.values import assert_tests
+from formats import values
 from sandbox import AssertTest
 
 # The judge has only the standard library: importing numpy would take longer than a test. This replacement has
@@ -104,10 +104,10 @@ def _hub_rounds(source: str) -> tuple[str, str, list[dict[str, str]]]:
         if assigned:
             lists[name], rest = _elements(after)
             source = f"{before}{name} = []{rest}"
-    body = ast.parse(source).body
+    body = values.parse(source, "test").body
     check = next((node for node in body if isinstance(node, ast.FunctionDef) and node.name == "check"), None)
-    match (check.body if check else body)[-1]:
-        case ast.For(target, iterator, [statement]):
+    match (check.body if check else body)[-1:]:
+        case [ast.For(target, iterator, [statement])]:
             columns = [lists[n.id] for n in ast.walk(iterator) if isinstance(n, ast.Name) and n.id in lists]
             names = [n.id for n in ast.walk(target) if isinstance(n, ast.Name)][-len(columns) :]
         case _:
@@ -148,7 +148,8 @@ def _own_rounds(row: dict, name: str, asserts: str, solution: str) -> tuple[str,
         model = next((model for model in models if len(model) == len(given)), None)
         rounds.append({"inp": repr(list(map(_like, given, model)) if model else given)})
     helpers = COMPARISON.format(normalise=NORMALISE.get(name, "pass"), solution=solution, name=name)
-    return helpers, f"assert candidate(*inp) == Expected(reference(*inp), {row['atol']})", rounds
+    atol = values.number(row, "atol")
+    return helpers, f"assert candidate(*inp) == Expected(reference(*inp), {atol})", rounds
 
 
 def _base_tests(row: dict, name: str, asserts: str, tests: dict[str, str]) -> list[str]:
@@ -161,7 +162,7 @@ def _base_tests(row: dict, name: str, asserts: str, tests: dict[str, str]) -> li
             given = ast.unparse(ast.List(calls[0].args)) if len(calls) == 1 else None
             base.append(tests.pop(given, text))
         return base
-    number = row["task_id"].removeprefix("HumanEval/")
+    number = str(row["task_id"]).removeprefix("HumanEval/")
     if "base_input" in row:
         count = len(set(map(repr, row["base_input"])))
     elif number.isdigit() and int(number) < len(HUMANEVAL_BASE_TESTS):
@@ -176,31 +177,47 @@ def read_row(row: dict) -> Problem:
 
     Raises: ValueError, SyntaxError or KeyError if the row has another format.
     """
+    if type(row["task_id"]) not in (int, str) or row["task_id"] == "":
+        raise ValueError(f"task_id is {row['task_id']!r:.60}, but must be a number or a text")
+    for column in ("prompt", "code", "canonical_solution", "entry_point", "assertion", "test"):
+        blank = not values.text(row, column).strip()
+        needed = column in ("canonical_solution", "entry_point")
+        if column in row and (row[column] is None or needed and blank):
+            raise ValueError(f"{column} is empty")
+    for column in ("test_list", "test_imports"):
+        values.texts(row.get(column, []), column)
+    for column in ("base_input", "plus_input"):
+        given = row.get(column, [])
+        if not isinstance(given, list) or not all(isinstance(arguments, list) for arguments in given):
+            raise ValueError(f"{column} must be a list of lists of arguments")
     solution = row["code"] if "code" in row else row["prompt"] + row["canonical_solution"]
     asserts = "\n".join(row["test_list"]) if "test_list" in row else row.get("assertion", "").strip()
-    defined = {node.name: node for node in ast.walk(ast.parse(solution)) if isinstance(node, ast.FunctionDef)}
+    tree = values.parse(solution, "code" if "code" in row else "prompt with canonical_solution")
+    defined = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     name = row.get("entry_point") or next((name for name in defined if _calls(asserts, name)), "")
     if name not in defined:
-        raise ValueError("its solution does not define the function that its tests call")
-    helpers, template, rounds = (
-        _own_rounds(row, name, asserts, solution) if "base_input" in row else _hub_rounds(row["test"])
-    )
+        wanted = f"its entry_point {name!r}" if name else "a function that its test_list calls"
+        raise ValueError(f"its solution does not define {wanted}")
+    if "base_input" in row:
+        helpers, template, rounds = _own_rounds(row, name, asserts, solution)
+    else:
+        helpers, template, rounds = _hub_rounds(values.text(row, "test"))
     if name == "find_zero" and rounds:
         helpers += ZERO_COMPARISON
         expected = "exp" if "exp" in rounds[0] else "reference(*inp)"
         template = f"assert candidate(*inp) == Expected({expected}, *inp, 0.0001)"
     template = template.replace("candidate(", f"{name}(")
     tests = {}  # the code of a test by its input
-    for values in rounds:
+    for texts in rounds:
         code = re.sub(
-            rf"(\*?)\b({'|'.join(values)})\b",
-            lambda m, v=values: v[m[2]][1:-1] if m[1] else v[m[2]],  # f(*[1, 2]) is f(1, 2)
+            rf"(\*?)\b({'|'.join(texts)})\b",
+            lambda m, v=texts: v[m[2]][1:-1] if m[1] else v[m[2]],  # f(*[1, 2]) is f(1, 2)
             template,
         )
-        tests[next(iter(values.values()))] = code
+        tests[next(iter(texts.values()))] = code
     if not tests:  # code of another form is one test
-        tests[""] = row["test"] + ("" if asserts else "\ncheck(candidate)")
-    assert_tests([*row.get("test_list", []), next(iter(tests.values()))], name, "test", helpers)
+        tests[""] = values.text(row, "test") + ("" if asserts else "\ncheck(candidate)")
+    values.assert_tests([*row.get("test_list", []), next(iter(tests.values()))], name, "test", helpers)
     public = _base_tests(row, name, asserts, tests)
     prompt = row["prompt"]
     if asserts and "test_list" not in row:  # evalplus's own MBPP+ prompts are string literals with an assert

@@ -19,11 +19,13 @@ Problems of CodeContests that read or write files, by `input_file` or `output_fi
 `sources.load_problems`, because the sandbox gives a program standard input only.
 """
 
+import re
+
 from data import Problem
-from formats.values import assert_tests, limits, number, text, texts
+from formats.values import assert_tests, limits, number, parse, text, texts
 from sandbox import AssertTest, IoTest
 
-PYTHON3 = 3  # CodeContests' number of the language
+PYTHON3 = (3, "PYTHON3")  # CodeContests' number and name of the language
 
 
 def _tests(row: dict, column: str) -> tuple[IoTest | AssertTest, ...]:
@@ -47,9 +49,9 @@ def _tests(row: dict, column: str) -> tuple[IoTest | AssertTest, ...]:
 
 def _solutions(row: dict, column: str) -> tuple[str, ...]:
     solutions = row.get(column) or []
-    if isinstance(solutions, dict):
-        pairs = zip(solutions["language"], solutions["solution"], strict=True)
-        solutions = [program for language, program in pairs if language == PYTHON3]
+    match solutions:
+        case {"language": [*languages], "solution": [*programs]} if len(languages) == len(programs):
+            solutions = [program for i, program in zip(languages, programs, strict=True) if i in PYTHON3]
     return texts(solutions, column)
 
 
@@ -61,15 +63,18 @@ def read_row(row: dict) -> Problem:
     about = {name: text(row, name) for name in ("preamble", "entry_point", "signature", "setup")}
     name, correct = about["entry_point"], _solutions(row, "solutions")
     defining = [about["signature"]] if about["signature"] else [about["preamble"] + code for code in correct]
-    if name and (not name.isidentifier() or defining and not any(name in code for code in defining)):
+    named = not defining or any(re.search(rf"\b{name}\b", code) for code in defining)
+    if name and not (name.isidentifier() and named):
         raise ValueError(f"entry_point {name!r} is not in its signature and solutions: is it misspelt?")
     group = f"difficulty {row['difficulty']}" if row.get("difficulty") is not None else ""
     if rating := int(number(row, "cf_rating")):  # on Codeforces; 0 if unknown
         group = f"rating {rating // 400 * 400} to {rating // 400 * 400 + 399}"
-    if isinstance(limit := row.get("time_limit"), dict):
-        seconds = number(limit, "seconds") + number(limit, "nanos") / 1e9
-    elif (seconds := number(row, "time_limit")) > 100:
-        raise ValueError(f"time_limit is {seconds} seconds: if they are milliseconds, write {seconds / 1000}")
+    match row.get("time_limit"):
+        case {"seconds": _} as limit:
+            seconds = number(limit, "seconds") + number(limit, "nanos") / 1e9
+        case _:
+            seconds = number(row, "time_limit")
+    parse(about["preamble"], "preamble")
     return Problem(
         name=row["name"],
         statement=row["description"],

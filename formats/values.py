@@ -21,7 +21,7 @@ def text(row: dict, column: str) -> str:
 
 def number(row: dict, column: str) -> float:
     """The number in a column; 0 if there is none."""
-    value = row.get(column) or 0
+    value = 0 if row.get(column) is None else row[column]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{column} is {value!r:.60}, but must be a number: write it without quotes or unit")
     if not 0 <= value < math.inf:
@@ -29,10 +29,23 @@ def number(row: dict, column: str) -> float:
     return value
 
 
+def parse(code: str, what: str) -> ast.Module:
+    """The syntax tree of Python code in a row. Raises: ValueError that names `what` if it is none."""
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is no Python: {error}") from error
+
+
 def limits(seconds: float, memory_bytes: float) -> Limits:
     """The limits that a row states; 0 is not stated."""
-    if 0 < memory_bytes < 1 << 20:
-        raise ValueError(f"memory_limit_bytes is {memory_bytes}, but must be in bytes, at least {1 << 20}")
+    if 0 < seconds < 0.01:
+        raise ValueError(f"time_limit is {seconds} seconds, but must be at least 0.01")
+    if seconds > 100:
+        raise ValueError(f"time_limit is {seconds} seconds: if they are milliseconds, write {seconds / 1000}")
+    if memory_bytes and not 1 << 20 <= memory_bytes < 1 << 50:
+        wanted = f"in bytes, at least {1 << 20} and less than {1 << 50}"
+        raise ValueError(f"memory_limit_bytes is {memory_bytes}, but must be {wanted}")
     return Limits(seconds or Limits.seconds, int(memory_bytes) or Limits.memory_bytes)
 
 
@@ -70,12 +83,10 @@ def assert_tests(
     codes: Sequence[str], entry_point: str, column: str, helpers: str = ""
 ) -> tuple[AssertTest, ...]:
     """Tests that call a function. Raises: ValueError for one that passes every program."""
+    parse(helpers, "setup, the tests' helpers,")
     for code in codes:
-        try:
-            compares = _compares(code, entry_point, helpers)
-        except SyntaxError as error:
-            raise ValueError(f"a test of {column} is no Python: {error}") from error
-        if not compares:
+        parse(code, f"a test of {column}")
+        if not _compares(code, entry_point, helpers):
             raise ValueError(
                 f"a test of {column} compares no answer of the function {entry_point}, so that every program "
                 f"passes: write assert {entry_point}(...) == ... instead of {code!r:.80}"

@@ -73,6 +73,12 @@ BLOCK = f"```python\n{F}```\n"
         ("```python\nx = 1\n```This prints nothing.", "x = 1\n"),
         ("```python\nx = 1\n", "x = 1\n"),
         ("```python\nx = 1\n```\nBetter:\n```python\nfor x in", "x = 1\n"),
+        # a fence that is given up, or wraps Markdown: the block of Python in it counts
+        (f"```markdown\nHere:\n{BLOCK}```\n", F),
+        (f"```\n{BLOCK}```\n", F),
+        (f"~~~\n{BLOCK}~~~\n", F),
+        (f"```\n{BLOCK}", F),
+        (f"```python\ndef f(n):\n    # no, again\n\n{BLOCK}", F),
         # languages
         ("```PY\nx = 1\n```", "x = 1\n"),
         ("```python3\nx = 1\n```", "x = 1\n"),
@@ -99,6 +105,9 @@ BLOCK = f"```python\n{F}```\n"
         (BLOCK + "```python\nn[0] = 1\n```\nmatters", F),
         (BLOCK + "```python\nfor i in range(n):\n```\nis linear", F),
         (BLOCK + "```sh\npython a.py\n```", F),
+        (BLOCK + "Its signature:\n```python\ndef f(n):\n    ...\n```", F),
+        (BLOCK + "```python\nclass A:\n    def f(self):\n        pass\n```", F),
+        (BLOCK + "Output:\n```python\nx = 5\n```", F),
         # after a draft: a corrected version
         (BLOCK + "Wait:\n```python\ndef f(n): return n + 1\n```", "def f(n): return n + 1\n"),
         ("```python\nimport math\nprint(1)\n```\n" + BLOCK, F),
@@ -112,6 +121,21 @@ BLOCK = f"```python\n{F}```\n"
             "```python\nprint(int(input()))\n```",
             "print(int(input()))\n",
         ),
+        (
+            "```python\ne = 1\nprint(e)\n```\n"
+            "```python\ntry:\n    print(1)\nexcept ValueError as e:\n    print(e)\n```",
+            "try:\n    print(1)\nexcept ValueError as e:\n    print(e)\n",
+        ),
+        (
+            "```python\nx = y = rest = 1\nprint(x)\n```\n"
+            "```python\nmatch input().split():\n    case [x, *rest]:\n        print(x, rest)\n```",
+            "match input().split():\n    case [x, *rest]:\n        print(x, rest)\n",
+        ),
+        (
+            "```python\nos = 1\nprint(os)\n```\n```python\nimport os.path\nprint(os.path)\n```",
+            "import os.path\nprint(os.path)\n",
+        ),
+        (BLOCK + "```python\nf = lambda n: n + 1\n```", "f = lambda n: n + 1\n"),
         # nothing else to choose
         ("```python\n6\n```", "6\n"),
         ("```python\n>>> f(1)\n```", None),

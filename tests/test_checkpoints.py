@@ -140,6 +140,44 @@ def test_a_directory_that_is_no_run_is_not_resumed(tmp_path):
         parse_config(["--resume", str(tmp_path)])
 
 
+@pytest.mark.parametrize("text", ["", '{"model": "', "[]", "null", "5"])
+def test_damaged_settings_of_a_run_are_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json cannot be read as the settings of a run"):
+        parse_config(["--resume", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "changed", [{"turn_limit": "3"}, {"turn_limit": None}, {"beta": float("nan")}, {"model": [1]}]
+)
+def test_a_setting_of_another_type_is_named(tmp_path, changed):
+    (tmp_path / "config.json").write_text(json.dumps(vars(parse_config([])) | changed))
+    with pytest.raises(ValueError, match=f"{[*changed][0]} is .*, but must be a"):
+        parse_config(["--resume", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "flag", ["--beta=nan", "--clip=-1", "--learning_rate=inf", "--temperature=nan", "--evaluation_top_p=2"]
+)
+def test_a_number_that_no_run_can_use_is_named(flag):
+    with pytest.raises(ValueError, match="is .*, but must be"):
+        parse_config([flag])
+
+
+@pytest.mark.parametrize("about", ["[]", "null", "{}", '{"iteration": "5"}', '{"files": ["a"]}'])
+def test_a_checkpoint_that_says_something_else_about_itself_is_damaged(tmp_path, about):
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    (newer / "about.json").write_text(about)
+    assert RunDirectory(tmp_path, resume=True).newest == older
+
+
+@pytest.mark.parametrize("text", ["[{", "5", "null"])
+def test_prefetched_episodes_that_cannot_be_read_are_named(tmp_path, text):
+    (tmp_path / "prefetched.json").write_text(text)
+    with pytest.raises(ValueError, match="prefetched.json cannot be read"):
+        checkpoints.read_prefetched(tmp_path)
+
+
 def test_what_only_moves_memory_and_speed_may_change_on_resume(tmp_path):
     config = parse_config([])
     (tmp_path / "config.json").write_text(json.dumps({**vars(config)}))

@@ -217,6 +217,42 @@ def test_calls_are_compared_as_evalplus_does(sandbox, file, name, code, expected
     assert "".join(verdict[0] for verdict in verdicts(sandbox, problems(file)[name], code)) == expected
 
 
+@pytest.mark.parametrize("name", ["humaneval_plus.jsonl", "mbpp_plus.jsonl", "evalplus_own.jsonl"])
+def test_a_wrong_value_in_a_row_of_evalplus_is_named_with_its_column(tmp_path, name):
+    row = json.loads((FIXTURES / name).read_text().partition("\n")[0])
+    unread = {"source_file", "contract"} | ({"test", "atol"} if "base_input" in row else set())
+    for column in row.keys() - unread:
+        wrong = [None, True, [None], {"a": 1}]
+        wrong += [] if column in ("task_id", "prompt", "canonical_solution") else ["def"]
+        for value in wrong:
+            (tmp_path / "wrong.jsonl").write_text(json.dumps(row | {column: value}))
+            with pytest.raises(ValueError, match=f"line 1, is not understood: .*{column}"):
+                load_problems(str(tmp_path / "wrong.jsonl"), "test")
+
+
+@pytest.mark.parametrize("column", ["canonical_solution", "test"])
+def test_an_empty_text_in_a_row_of_evalplus_is_no_answer_and_no_test(tmp_path, column):
+    """Without its solution a function that returns nothing would be right."""
+    row = json.loads((FIXTURES / "humaneval_plus.jsonl").read_text().partition("\n")[0])
+    (tmp_path / "empty.jsonl").write_text(json.dumps(row | {column: ""}))
+    with pytest.raises(ValueError, match=f"line 1, is not understood: .*{column}"):
+        load_problems(str(tmp_path / "empty.jsonl"), "test")
+
+
+@pytest.mark.parametrize("name", ["HumanEval/2", "Mbpp/9001"])
+def test_a_response_may_import_from_the_future_and_keeps_its_line_numbers(sandbox, name):
+    problem = problems("humaneval_plus.jsonl" if "Human" in name else "mbpp_plus.jsonl")[name]
+    head = (
+        f'"An answer."\nfrom __future__ import (\n    annotations,\n)\n{problem.signature}\n    x: Unknown\n'
+    )
+    passing = head + {"HumanEval/2": "    return sum(numbers) / max(1, len(numbers))\n"}.get(
+        name, "    return set(a) & set(b)\n"
+    )
+    assert set(verdicts(sandbox, problem, passing)) == {"passed"}
+    job = make_job(problem, head + "    1 / 0\n", problem.public_tests)
+    assert "line 7, in" in feedback_message(problem, sandbox.run([job])[0])
+
+
 def test_the_reference_sees_arguments_that_no_candidate_has_changed(sandbox):
     problem = problems("mbpp_plus.jsonl")["Mbpp/9006"]
     hides = "def first_sum(a, b):\n    a[:] = [0]\n    return b"

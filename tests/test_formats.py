@@ -18,7 +18,7 @@ from episodes import load_splits
 from formats import livecodebench
 from formats.values import assert_tests
 from sandbox import AssertTest, IoTest, Limits
-from sources import load_problems
+from sources import TEST_COLUMNS, first_messages, load_problems
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,6 +66,15 @@ def test_a_number_is_taken_as_a_number(tmp_path):
         ({"time_limit": float("inf")}, "time_limit is inf"),
         ({"time_limit": -1}, "time_limit is -1, but must be .* not negative"),
         ({"time_limit": {"seconds": "2"}}, "seconds is '2', but must be a number"),
+        ({"time_limit": {"seconds": 2000, "nanos": 0}}, "time_limit is 2000.0 seconds: if they are milli"),
+        ({"time_limit": {"minutes": 1}}, "time_limit is {'minutes': 1}, but must be a number"),
+        ({"time_limit": False}, "time_limit is False, but must be a number"),
+        ({"time_limit": ""}, "time_limit is '', but must be a number"),
+        ({"time_limit": 0.001}, "time_limit is 0.001 seconds, but must be at least 0.01"),
+        ({"memory_limit_bytes": 10**30}, "memory_limit_bytes is 10+, but must be in bytes, .* less than"),
+        ({"solutions": {"solution": ["x"]}}, "solutions must be a list of texts"),
+        ({"solutions": {"language": [3], "solution": []}}, "solutions must be a list of texts"),
+        ({"preamble": "import ("}, "preamble is no Python"),
         ({"time_limit": 2000}, "time_limit is 2000 seconds: if they are milliseconds, write 2.0"),
         ({"cf_rating": "1500"}, "cf_rating is '1500', but must be a number: write it without quotes"),
         ({"public_tests": {"input": "12", "output": "34"}}, "public_tests is .* but must be a list such as"),
@@ -129,7 +138,19 @@ def test_a_test_that_compares_in_another_form_is_taken(test):
     assert assert_tests([test], "f", "public_tests", helpers) == (AssertTest(test),)
 
 
+def test_setup_that_is_no_python_is_named(tmp_path):
+    with pytest.raises(ValueError, match="setup, the tests' helpers, is no Python"):
+        load(tmp_path, CALLS | {"setup": "def"})
+
+
+def test_programs_may_be_listed_with_the_names_of_their_languages(tmp_path):
+    programs = {"language": ["CPP", "PYTHON3"], "solution": ["int main() {}", "print(1)"]}
+    assert load(tmp_path, OWN | {"solutions": programs})[0].correct_solutions == ("print(1)",)
+
+
 def test_a_misspelt_entry_point_is_named(tmp_path):
+    with pytest.raises(ValueError, match="entry_point 'f' is not in its signature"):  # not in the word "def"
+        load(tmp_path, CALLS | {"signature": "def g(x):"})
     with pytest.raises(ValueError, match="entry_point 'g' is not in its signature and solutions"):
         load(tmp_path, CALLS | {"entry_point": "g", "solutions": ["def f(x):\n    return 2 * x\n"]})
     with pytest.raises(ValueError, match="compares no answer of the function g.*assert f"):
@@ -149,6 +170,35 @@ def test_problems_that_are_left_out_are_named_and_counted(tmp_path, capsys):
         "b left out: 1 of 3 problems read or write files instead of standard input and output"
     )
     assert tests.endswith("empty left out: 1 of 3 problems have no public or no private tests")
+
+
+CODE_CONTESTS = OWN | {name: {"input": ["1"], "output": ["1"]} for name in TEST_COLUMNS}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"name": None}, "row 2: name is no text, or empty"),
+        ({"description": None}, "the row of 'b', .* description is no text"),
+        ({"time_limit": 2000.0}, "the row of 'b', .* if they are milliseconds"),
+    ],
+)
+def test_a_wrong_value_in_code_contests_is_named_with_file_and_row(tmp_path, row, told):
+    rows = [CODE_CONTESTS | {"time_limit": 2.0}, CODE_CONTESTS | {"name": "b"} | row]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=f"rows.parquet.* is not understood: .*{told}|rows.parquet, {told}"):
+        list(first_messages(load_problems(str(tmp_path / "rows.parquet"), "train")))
+
+
+def test_parquet_with_generated_tests_in_other_forms_loads_or_is_refused(tmp_path):
+    listed = CODE_CONTESTS | dict.fromkeys(TEST_COLUMNS, PAIRS)
+    datasets.Dataset.from_list([listed]).to_parquet(tmp_path / "listed.parquet")
+    (problem,) = load_problems(str(tmp_path / "listed.parquet"), "train")
+    assert problem.private_tests == (IoTest("1", "1"), IoTest("2", "2")) * 2
+    del listed["private_tests"]
+    datasets.Dataset.from_list([listed]).to_parquet(tmp_path / "fewer.parquet")
+    with pytest.raises(ValueError, match="fewer.parquet, row 1, .* no column private_tests"):
+        load_problems(str(tmp_path / "fewer.parquet"), "train")
 
 
 def test_code_contests_that_use_files_are_left_out(tmp_path, capsys):
@@ -272,6 +322,11 @@ def test_integers_of_many_digits_load(tmp_path, sandbox):
 def test_ambiguous_rows_of_apps_are_refused_with_column_and_remedy(tmp_path, row, told):
     with pytest.raises(ValueError, match=told):
         load(tmp_path, row)
+
+
+def test_rows_of_apps_without_a_number_have_different_names(tmp_path):
+    rows = [APPS | {"problem_id": None}, APPS | {"problem_id": None, "question": "Another one"}]
+    assert len(load(tmp_path, *rows)) == 2
 
 
 def test_one_test_is_not_public_and_private_at_once(tmp_path, capsys):
