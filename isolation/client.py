@@ -34,9 +34,8 @@ class Keeper:
         paths = sysconfig.get_paths()
         # A module, not a script, is compiled once for good: a compiler would leave each fork its memory.
         keep = "import sys; sys.path.append(sys.argv[-1]); import isolation.server; isolation.server.keep()"
-        homes = tempfile.mkdtemp(prefix="sandbox-")  # where TMPDIR says; OSError where nothing can be written
-        os.chmod(homes, 0o711)
-        command = [sys.executable, "-PsS", "-c", keep, str(theirs.fileno()), homes]
+        place = tempfile.gettempdir()  # TMPDIR, or /tmp if it can be written; OSError if nothing can
+        command = [sys.executable, "-PsS", "-c", keep, str(theirs.fileno()), place]
         command += [*{paths["purelib"], paths["platlib"]}, DIRECTORY]
         environment = {
             "PATH": "/usr/bin:/bin",

@@ -227,7 +227,7 @@ def mimic_fresh_interpreter() -> None:
 
 def keep() -> None:
     """The keeper's life: load what programs need, and fork servers until the caller has gone."""
-    channel, homes = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+    channel, place = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
     site_packages, directory = sys.argv[3:-1], sys.argv[-1]
     forget_project(directory)
     os.setsid()
@@ -248,6 +248,8 @@ def keep() -> None:
     gc.collect()
     gc.freeze()
     gc.disable()  # a collection in a fork would copy every page that it looks at
+    homes = f"{place}/sandbox-{os.getpid()}-{time.time_ns()}"
+    os.mkdir(homes, 0o711)
     servers = []
     try:
         while True:
