@@ -35,10 +35,13 @@ NEVER_LOADED_EARLY = "antigravity idlelib lib2to3 site test this tkinter turtle 
 class Stream:
     """What the processes of a test write to one stream: a pipe, and a buffer into which it is read."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, used: mmap.mmap | None) -> None:
+        """Args: used: the buffer of the test before, which is taken again if it has the right size."""
         self.reader, self.writer = os.pipe()
-        # Freed before the next test, so no later child finds what this one printed.
-        self.buffer = mmap.mmap(-1, limit + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.buffer = used
+        if used is None or len(used) != limit + 1:
+            self.buffer = mmap.mmap(-1, limit + 1, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self.buffer.madvise(mmap.MADV_DONTFORK)  # no later child finds what this one printed
         self.length, self.limit = 0, limit
 
     def read(self) -> int:
@@ -48,7 +51,9 @@ class Stream:
         return count
 
 
-def run_test(channel: socket.socket, jail: Jail, message: dict, given: list[int], code: object) -> None:
+def run_test(
+    channel: socket.socket, jail: Jail, message: dict, given: list[int], code: object, buffers: list
+) -> None:
     """Fork a child for one test, hold it to its limits, and report how it ended and what it printed.
 
     `given` are descriptors: standard input, the program unless a zygote has its `code`, the channel of calls.
@@ -56,7 +61,7 @@ def run_test(channel: socket.socket, jail: Jail, message: dict, given: list[int]
     calls = [] if message["kind"] == "io" else given[-1:]
     # Before the fork, after which each page that is touched is copied.
     libc.setfsuid(jail.user or 0)  # a program that opens /dev/stdout must own the pipe
-    out, err = map(Stream, message["output"])
+    out, err = map(Stream, message["output"], buffers)
     libc.setfsuid(0)  # programs have another user only where we are root
     set_up, set_up_end = os.pipe()  # on which the child says that its set-up is done, before the program
     streams = {out.reader: out, err.reader: err}
@@ -120,6 +125,7 @@ def run_test(channel: socket.socket, jail: Jail, message: dict, given: list[int]
         "printed": [out.length, err.length],
     }
     send(channel, report, data=[memoryview(stream.buffer)[: stream.length] for stream in (out, err)])
+    buffers[:] = out.buffer, err.buffer
 
 
 def live(jail: Jail, message: dict, kept: list[int], given: object) -> None:
@@ -164,7 +170,7 @@ def serve_program(channel: socket.socket, jail: Jail, message: dict, program: in
 
 def serve(channel: socket.socket, jail: Jail, code: object = None) -> None:
     """Run tests, or fork a zygote that does, until the caller has gone."""
-    zygote = 0
+    zygote, buffers = 0, [None, None]
     while True:
         try:
             message, given = receive(channel, most_files=3)
@@ -182,7 +188,7 @@ def serve(channel: socket.socket, jail: Jail, code: object = None) -> None:
             clear(jail.proc, jail.home)
             send(channel, {})
         else:
-            run_test(channel, jail, message, given, code)
+            run_test(channel, jail, message, given, code, buffers)
         for descriptor in given:
             os.close(descriptor)
 
