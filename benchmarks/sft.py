@@ -28,6 +28,7 @@ from checkpoints import check_replaceable, export
 from distributed import as_forward, friendly_errors, rank, ranks
 from evaluate import read_run
 from rollout import Episode, Turn
+from sampling import check_architecture, check_logits
 
 
 def last_response(chat, dialog: Sequence[dict]) -> Episode:
@@ -115,6 +116,9 @@ def main() -> None:
         chat = Chat(distributed.load_tokenizer(args.model, args.chat_template), args.template_options)
         policy = distributed.load_model(args.model, args.device, args.dtype, state_dtype="float32")
         episodes = [last_response(chat, entry["dialog"]) for entry in solved]
+        longest = max(len(episode.ids) for episode in episodes)
+        check_architecture(policy.config, longest)
+        check_logits(policy, len(chat.tokenizer), longest)
         torch.manual_seed(args.seed)
         losses = fine_tune(policy, episodes, args)
         export(policy, chat.tokenizer, Path(args.output), args.dtype)

@@ -1,8 +1,9 @@
 """Sampling: the frequencies of tokens and the log-probs that are recorded of them."""
 
 import torch
+from conftest import make_model
 
-from sampling import sample_tokens
+from sampling import RaggedCache, forward, sample_tokens
 
 
 def test_sampled_frequencies_follow_the_distribution():
@@ -16,3 +17,16 @@ def test_sampled_frequencies_follow_the_distribution():
     assert set(kept.tolist()) == {0, 1}  # 0.64 and 0.24: the second crosses 0.8 and stays
     torch.testing.assert_close(logprobs[kept == 0][0].exp(), torch.tensor(0.7311), atol=1e-3, rtol=0)
     assert sample_tokens(logits, noise, temperature=0, top_p=1.0)[0].unique().tolist() == [0]
+
+
+def test_the_cache_is_never_longer_than_a_dialog_may_be():
+    """One row holds 70 tokens when another enters with 90: the span is not their sum."""
+    model, cache = make_model(50), RaggedCache(context=100)
+    cache.lengths = [0]
+    forward(model, cache, slice(0, 1), [list(range(45)) + list(range(25))])
+    cache.lengths.append(0)
+    forward(model, cache, slice(0, 2), [[1], [2] * 90])
+    for _ in range(10):
+        forward(model, cache, slice(0, 2), [[1], [2]])
+    assert cache.lengths == [81, 100] and cache.span == 100
+    assert {store.shape[2] for layer in cache.stores.values() for store in layer} == {100}
