@@ -134,7 +134,7 @@ def test_metadata_that_calls_a_tensor_an_object_is_not_unpickled(tmp_path, monke
         return metadata
 
     monkeypatch.setattr(checkpoints._Reader, "read_metadata", with_bytes)
-    with pytest.raises(ValueError, match="cannot be read: .*policy.network.bias is no tensor"):
+    with pytest.raises(ValueError, match="read: .*policy.network.bias as something that is no tensor"):
         restore_checkpoint(directory, trained(1), updates=2)
 
 
