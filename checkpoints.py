@@ -164,6 +164,11 @@ def _state(trained: dict[str, tuple]) -> dict:
     }
 
 
+def _group() -> dict:
+    """The arguments that tell DCP which ranks take part."""
+    return {"process_group": team(), "no_dist": not dist.is_initialized()}
+
+
 def save_checkpoint(
     directory: Path, trained: dict[str, tuple], about: dict, keep: int, prefetched: list
 ) -> None:
@@ -179,7 +184,7 @@ def save_checkpoint(
         shutil.rmtree(beside, ignore_errors=True)
     barrier()
     try:
-        group = {"process_group": team(), "no_dist": not dist.is_initialized()}
+        group = _group()
         dcp.save(_state(trained), checkpoint_id=beside, **group)
         if rank() == 0:
             (beside / "prefetched.json").write_text(json.dumps(prefetched))
@@ -261,7 +266,7 @@ class _TensorsOnly(dcp.DefaultLoadPlanner):
 def restore_checkpoint(directory: Path, trained: dict[str, tuple], updates: int) -> None:
     """Restore networks, optimisers and schedules as after so many `updates`, on any number of ranks."""
     state = _state(trained)
-    group = {"process_group": team(), "no_dist": not dist.is_initialized()}
+    group = _group()
     try:
         dcp.load(state, storage_reader=_Reader(directory), planner=_TensorsOnly(), **group)
     except CheckpointException as error:

@@ -10,6 +10,7 @@ included: PPO's behaviour policy.
 compares the model's own logits with those of training and of sampling, and refuses a model if they differ.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -112,6 +113,12 @@ AttentionMaskInterface.register("sdpa", _mask_by_row)
 AttentionMaskInterface.register("eager", _float_mask_by_row)
 
 
+@functools.cache  # as it is asked in every decoding step
+def _takes_positions(kind: type) -> bool:
+    """Whether models of a class are given positions; Bloom, for one, is not."""
+    return "position_ids" in inspect.signature(kind.forward).parameters
+
+
 @torch.no_grad()
 def forward(
     model: PreTrainedModel, cache: RaggedCache, rows: slice, new_ids: list[list[int]]
@@ -126,8 +133,7 @@ def forward(
     last = starts + torch.tensor(counts, device=model.device)[:, None] - 1  # (n, 1)
     cache.positions = torch.minimum(starts + torch.arange(width, device=model.device), last)  # (n, new)
     cache.rows, cache.span = rows, max(map(sum, zip(lengths, counts, strict=True)))
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters  # Bloom does not
-    positions = {"position_ids": cache.positions} if takes_positions else {}
+    positions = {"position_ids": cache.positions} if _takes_positions(type(model)) else {}
     logits = model(ids, cache=cache, use_cache=True, logits_to_keep=1, **positions).logits[:, -1]  # (n, V)
     for row, added in zip(range(rows.start, rows.stop), new_ids, strict=True):
         cache.lengths[row] += len(added)

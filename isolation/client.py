@@ -127,9 +127,8 @@ class Client:
         """
         patience = job.limits.seconds + 20  # the servers keep the time; this is for a server that fails to
         if hasattr(test, "input"):
-            steps = (
-                1 + 4 * len(test.output) // job.limits.output_bytes
-            )  # a program may find the bound: no length
+            # In steps: a program may find the bound, but not by it the length of what is expected.
+            steps = 1 + 4 * len(test.output) // job.limits.output_bytes
             outputs = [steps * job.limits.output_bytes, job.limits.output_bytes]
             send(channel, about | {"kind": "io", "output": outputs}, [memory_file(test.input), *program])
             return self.reply(channel, patience), {}
