@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from datetime import date
 from itertools import product
 from pathlib import Path
-from unittest.mock import Mock, patch
+from types import SimpleNamespace
+from unittest.mock import patch
 
 from transformers.utils import chat_template_utils
 
@@ -91,7 +92,9 @@ class Chat:
         fixed = {"tokenize": False, "add_generation_prompt": True, "chat_template": self.template}
         options = {"date_string": DAY.strftime("%d %b %Y")} | self.options | fixed
         try:
-            with patch.object(chat_template_utils, "datetime", Mock(now=lambda: DAY)):  # for `strftime_now`
+            with patch.object(
+                chat_template_utils, "datetime", SimpleNamespace(now=lambda: DAY)
+            ):  # for `strftime_now`
                 return self.tokenizer.apply_chat_template(broken_up, **options)
         except Exception as error:  # whatever the template's own code raises
             reason = str(error).partition("\n")[0]

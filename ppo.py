@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rollout import Episode, Turn
+from sampling import group_by_length
 from value_head import tail_logits, trunk_of
 
 
@@ -70,13 +71,7 @@ def microbatches(episodes: Sequence[Episode], token_budget: int, ranks: int = 1)
     All ranks must run the same number of forward passes, so the number of groups is a multiple of `ranks`;
     the number of episodes must be one too.
     """
-    groups: list[list[Episode]] = []
-    for episode in sorted(episodes, key=lambda episode: -len(episode.ids)):
-        # The first episode of a group is the longest: all are padded to its length.
-        if groups and len(groups[-1][0].ids) * (len(groups[-1]) + 1) <= token_budget:
-            groups[-1].append(episode)
-        else:
-            groups.append([episode])
+    groups = group_by_length(episodes, lambda episode: len(episode.ids), token_budget)
     while len(groups) % ranks:
         largest = max(range(len(groups)), key=lambda g: len(groups[g]))
         middle = len(groups[largest]) // 2
@@ -105,6 +100,8 @@ def chunked_logprobs(
             entropies = -(logprobs.exp() * logprobs).sum(-1)  # (chunk,)
         return logprobs.gather(-1, targets[:, None])[:, 0], entropies  # (chunk,), (chunk,)
 
+    if len(hidden) <= chunk:
+        return of_chunk(hidden, targets)
     chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     computed = [checkpoint(of_chunk, *inputs, use_reentrant=False) for inputs in chunks]
     logprobs, entropies = zip(*computed, strict=True)

@@ -11,10 +11,10 @@ So what is trained on is what was sampled. A `Turn` is a span of `ids`; nothing 
 wrote. `Episode` is the only thing that rollouts and the learner share.
 
 A seat is a row of the key-value cache. When a response ends, its tests start at once, and the other dialogs
-go on decoding. As soon as half of the seated dialogs wait for their tests, decoding pauses, and the results
-of half of the waiting dialogs are read: those that have waited longest. Finished dialogs leave, new ones take
-the free seats, and all that begin a turn are prefilled together. This order depends only on tokens, never on
-time. Each dialog draws its random numbers from its own stream (seed, index). So the same seed gives the same
+go on decoding. Its results are read `TESTING_STEPS` decoding steps later. Where responses are so short that
+half of the seated dialogs wait for their tests, the half of these that has waited longest is read already.
+Finished dialogs leave, and new ones take the free seats. This order depends only on tokens, never on time.
+ Each dialog draws its random numbers from its own stream (seed, index). So the same seed gives the same
 dialogs, and what one dialog samples does not depend on the others.
 
 Differs: with feedback "none" a dialog still ends when the public tests pass; in the paper's training without
@@ -37,12 +37,22 @@ from tqdm import tqdm
 from chat import Chat, as_chat, extract_code, observation_ids, prompt_ids, read_examples, stop_ids
 from data import RETRY_WITHOUT_FEEDBACK, Problem, feedback_message, first_message, make_job
 from distributed import friendly_errors, load_model, load_tokenizer
-from sampling import RaggedCache, check_architecture, check_logits, forward, sample_tokens, within_positions
+from sampling import (
+    RaggedCache,
+    check_architecture,
+    check_logits,
+    decode,
+    group_by_length,
+    prefill,
+    sample_tokens,
+    within_positions,
+)
 from sandbox import Sandbox, TestResult, Verdict
 from sources import first_messages, load_problems
 
 FEEDBACK = ("true", "random", "none")
 PREFILL_TOKENS = 32768  # of prompts and feedback, padding included, that go through the model at once
+TESTING_STEPS = 16  # decoding steps after which a dialog's test results are read
 
 
 @dataclass
@@ -127,67 +137,61 @@ class _Dialog:
     episode: Episode
     noise: Iterator[np.float64]  # a uniform random number for each token to sample
     picks: np.random.Generator  # chooses what random feedback is about
+    row: int | None = None  # of the cache
+    ended: int = 0  # the decoding step in which its response ended
     public: Future | None = None
     other: tuple[Problem, Future] | None = None  # random feedback: another problem, a wrong program's results
     private: Future | None = None
 
 
-class _Seats:
-    """Which dialog owns which row of the cache: `dialogs[i]` owns row i.
+def _seat(cache: RaggedCache, groups: Sequence[Sequence[_Dialog]]) -> list[_Dialog]:
+    """Give the dialogs of each group neighbouring rows, group after group; returns them by row.
 
-    `dialogs[:decoding]` decode, the others wait for their tests.
+    Who is in a row of its group already stays there; the others are copied.
+    """
+    order: list[_Dialog] = []
+    for group in groups:
+        places = range(len(order), len(order) + len(group))
+        seated = {dialog.row: dialog for dialog in group if dialog.row in places}
+        others = (dialog for dialog in group if dialog.row not in places)
+        order += [seated.get(place) or next(others) for place in places]
+    cache.rearrange([dialog.row for dialog in order])
+    for row, dialog in enumerate(order):
+        dialog.row = row
+    return order
+
+
+def _begin_turns(
+    model,
+    cache: RaggedCache,
+    decoding: list[_Dialog],
+    beginning: list[_Dialog],
+    testing: Sequence[_Dialog],
+) -> list[_Dialog]:
+    """Seat all dialogs, those that begin a turn after those that decode; returns both, by row.
+
+    The prompts or feedback of the beginning ones are put into the cache, all but the last token of each: that
+    one goes through the next decoding step.
     """
 
-    def __init__(self, context: int) -> None:
-        self.cache = RaggedCache(context)
-        self.dialogs: list[_Dialog] = []
-        self.decoding = 0
-        self.testing: deque[_Dialog] = deque()  # waiting for their tests, longest wait first
+    def new_tokens(dialog: _Dialog) -> int:
+        return len(dialog.episode.ids) - (0 if dialog.row is None else cache.lengths[dialog.row])
 
-    def _move(self, dialog: _Dialog, seat: int) -> None:
-        """Exchange the dialog with the one in this seat."""
-        own = self.dialogs.index(dialog)
-        self.cache.swap(own, seat)
-        self.dialogs[own], self.dialogs[seat] = self.dialogs[seat], dialog
-
-    def enter(self, dialog: _Dialog) -> None:
-        self.dialogs.append(dialog)
-        self.cache.lengths.append(0)
-        self.begin_turn(dialog)
-
-    def begin_turn(self, dialog: _Dialog) -> None:
-        self._move(dialog, self.decoding)
-        self.decoding += 1
-        start = len(dialog.episode.ids)
-        dialog.episode.turns.append(Turn(start, start, []))
-
-    def end_turn(self, dialog: _Dialog) -> None:
-        self.decoding -= 1
-        self._move(dialog, self.decoding)
-        self.testing.append(dialog)
-
-    def leave(self, dialog: _Dialog) -> None:
-        self._move(dialog, len(self.dialogs) - 1)
-        self.dialogs.pop()
-        self.cache.lengths.pop()
-
-
-def _prefill(model, seats: _Seats, start: int) -> None:
-    """Put the new tokens of the decoding dialogs, from seat `start` on, into the cache.
-
-    All but the last token of each: that one goes through the next decoding step.
-    """
-    while start < seats.decoding:
-        new_ids, width = [], 0
-        for seat in range(start, seats.decoding):
-            new_ids.append(seats.dialogs[seat].episode.ids[seats.cache.lengths[seat] :])
-            width = max(width, len(new_ids[-1]))
-            if len(new_ids) > 1 and width * len(new_ids) > PREFILL_TOKENS:
-                new_ids.pop()
-                break
-        end = start + len(new_ids)
-        forward(model, seats.cache, slice(start, end), [ids[:-1] for ids in new_ids])
-        start = end
+    groups = []
+    for at_first_turn in (True, False):  # apart, because attention is faster in empty rows
+        members = [dialog for dialog in beginning if (dialog.row is None) == at_first_turn]
+        groups += group_by_length(members, new_tokens, PREFILL_TOKENS)
+    order = _seat(cache, [decoding, *groups, testing])
+    start = len(decoding)
+    for group in groups:
+        rows = slice(start, start + len(group))
+        new_ids = [dialog.episode.ids[cache.lengths[dialog.row] : -1] for dialog in order[rows]]
+        prefill(model, cache, rows, new_ids)
+        start = rows.stop
+    for dialog in beginning:
+        end = len(dialog.episode.ids)
+        dialog.episode.turns.append(Turn(end, end, []))
+    return order[:start]
 
 
 def _start_tests(dialog: _Dialog, chat: Chat, sandbox: Sandbox, settings: RolloutSettings, others) -> None:
@@ -281,39 +285,45 @@ def rollout(
         )
     chat = as_chat(chat)
     dialogs = _new_dialogs(problems, chat, settings, seed, first_index)
-    ends, queue, seats = stop_ids(chat), deque(dialogs), _Seats(settings.context)
+    ends, cache, step = stop_ids(chat), RaggedCache(settings.context), 0
+    waiting, decoding, testing = deque(dialogs), [], deque()  # in order of their rows: decoding, then testing
     bar = tqdm(total=len(dialogs), desc="rollout", unit="dialog", disable=not progress, leave=False)
     was_training = model.training
     model.eval()
-    while queue or seats.dialogs:
-        if seats.decoding <= len(seats.dialogs) // 2:  # waiting for its tests -> prefilling, or finished
-            first = seats.decoding
-            for _ in range((len(seats.testing) + 1) // 2):
-                dialog = seats.testing.popleft()
-                if _read_results(dialog, chat, sandbox, settings):
-                    seats.begin_turn(dialog)
-                else:
-                    seats.leave(dialog)
-                    bar.update()
-            while queue and len(seats.dialogs) < settings.batch_rows:  # waiting for a seat -> prefilling
-                seats.enter(queue.popleft())
-            _prefill(model, seats, first)  # prefilling -> decoding
+    while waiting or decoding or testing:
+        # testing -> prefilling, or finished: the longest waits, once they were long or few dialogs decode.
+        due = sum(step - dialog.ended >= TESTING_STEPS for dialog in testing)
+        if len(decoding) <= len(testing):
+            due = (len(testing) + 1) // 2
+        read = [testing.popleft() for _ in range(due)]
+        beginning = [dialog for dialog in read if _read_results(dialog, chat, sandbox, settings)]
+        bar.update(len(read) - len(beginning))
+        # waiting for a seat -> prefilling
+        free = settings.batch_rows - len(decoding) - len(beginning) - len(testing)
+        beginning += [waiting.popleft() for _ in range(min(free, len(waiting)))]
+        if read or beginning:  # prefilling -> decoding
+            decoding = _begin_turns(model, cache, decoding, beginning, testing)
+        if not decoding:
             continue
-        decoding = seats.dialogs[: seats.decoding]
-        last_ids = [dialog.episode.ids[-1:] for dialog in decoding]
-        logits = forward(model, seats.cache, slice(0, len(decoding)), last_ids)  # (n, V)
+        step += 1
+        logits = decode(model, cache, [dialog.episode.ids[-1] for dialog in decoding])  # (n, V)
         noise = logits.new_tensor([next(dialog.noise) for dialog in decoding], dtype=torch.float64)  # (n,)
         tokens, logprobs = sample_tokens(logits, noise, settings.temperature, settings.top_p)  # (n,), (n,)
-        sampled = list(zip(decoding, tokens.tolist(), logprobs.tolist(), strict=True))
-        for dialog, token, logprob in reversed(sampled):  # backwards: end_turn swaps with the last one
+        ended = []
+        for dialog, token, logprob in zip(decoding, tokens.tolist(), logprobs.tolist(), strict=True):
             episode, turn = dialog.episode, dialog.episode.turns[-1]
             episode.ids.append(token)
             turn.end += 1
             turn.behaviour_logprobs.append(logprob)
             turn.truncated = token not in ends and turn.end - turn.start == settings.max_new_tokens
-            if token in ends or turn.truncated:  # decoding -> waiting for its tests
+            if token in ends or turn.truncated:  # decoding -> testing
                 _start_tests(dialog, chat, sandbox, settings, others)
-                seats.end_turn(dialog)
+                dialog.ended = step
+                ended.append(dialog)
+        if ended:
+            decoding = [dialog for dialog in decoding if dialog not in ended]
+            testing += ended
+            decoding = _seat(cache, [decoding, testing])[: len(decoding)]
     for dialog in dialogs:
         if dialog.private:
             began = time.perf_counter()

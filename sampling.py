@@ -12,13 +12,16 @@ compares the model's own logits with those of training and of sampling, and refu
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import pad
 from transformers import AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.modeling_outputs import ModelOutput
 
 from distributed import as_forward
 from value_head import tail_logits, trunk_of
@@ -31,10 +34,9 @@ CACHED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "du
 
 
 class RaggedCache:
-    """A key-value cache whose rows have different lengths; transformers calls all methods but `swap`.
+    """A key-value cache whose rows have different lengths; transformers calls all methods but `rearrange`.
 
-    Row r holds `lengths[r]` tokens from position 0 on. A forward over `rows` writes each row's new keys
-    after its old ones. A row with fewer new tokens than others repeats its last one, at the same position.
+    Row r holds `lengths[r]` tokens from position 0 on; what it has behind them is not read, but overwritten.
     """
 
     is_compileable = False
@@ -46,14 +48,15 @@ class RaggedCache:
         self.stores: dict[int, list[torch.Tensor]] = {}
         self.lengths: list[int] = []
         self.rows = slice(0, 0)
+        self.row_numbers = torch.empty(0)  # (n, 1) the same as a tensor
         self.positions = torch.empty(0)  # (n, new) of the tokens that this forward appends
+        self.empty = False  # whether these rows had no tokens before
         self.span = 0  # tokens of the longest row, the new ones included
 
     def update(self, keys, values, layer: int, *_unused, **_ignored) -> list[torch.Tensor]:
         """Store new keys and values (n, heads, new, head_dim); returns all, (n, heads, span, head_dim)."""
         if layer not in self.stores:
             self.stores[layer] = [new.new_zeros(0, new.shape[1], 0, new.shape[3]) for new in (keys, values)]
-        rows = torch.arange(self.rows.start, self.rows.stop, device=keys.device)[:, None]  # (n, 1)
         for part, new in enumerate((keys, values)):
             store = self.stores[layer][part]  # (rows, heads, capacity, head_dim)
             more_rows, more_tokens = len(self.lengths) - len(store), self.span - store.shape[2]
@@ -62,7 +65,7 @@ class RaggedCache:
                 more_tokens = min(more_tokens, self.context - store.shape[2])
                 store = pad(store, (0, 0, 0, more_tokens, 0, 0, 0, max(0, more_rows)))
                 self.stores[layer][part] = store
-            store[rows, :, self.positions] = new.transpose(1, 2)
+            store[self.row_numbers, :, self.positions] = new.transpose(1, 2)
         return [store[self.rows, :, : self.span] for store in self.stores[layer]]
 
     def get_seq_length(self, *_layer) -> int:
@@ -71,19 +74,19 @@ class RaggedCache:
     def get_mask_sizes(self, *_new_and_layer) -> tuple[int, int]:
         return self.span, 0  # how many keys a mask is for, and the position of the first
 
-    def get_query_offset(self, *_layer) -> torch.Tensor:
-        return self.positions  # what `_mask_by_row` receives
+    def get_query_offset(self, *_layer) -> torch.Tensor | int:
+        # What `_mask_by_row` receives. Empty rows all begin at 0, as without a cache: then transformers can
+        # leave the causal mask out, which is faster.
+        return 0 if self.empty else self.positions
 
-    def swap(self, a: int, b: int) -> None:
-        """Exchange two rows."""
-        if a == b:
-            return
-        length = max(self.lengths[a], self.lengths[b])
-        self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
-        for store in (store for layer in self.stores.values() for store in layer):
-            row = store[a, :, :length].clone()  # (heads, length, head_dim)
-            store[a, :, :length] = store[b, :, :length]
-            store[b, :, :length] = row
+    def rearrange(self, sources: list[int | None]) -> None:
+        """Row i becomes what row `sources[i]` was; None: an empty row. The other rows are dropped."""
+        moved = [row for row, source in enumerate(sources) if source not in (row, None)]
+        origins = [sources[row] for row in moved]
+        length = max((self.lengths[row] for row in origins), default=0)
+        self.lengths = [0 if source is None else self.lengths[source] for source in sources]
+        for store in (store for layer in self.stores.values() if moved for store in layer):
+            store[moved, :, :length] = store[origins, :, :length]
 
 
 def _mask_by_row(q_offset=0, kv_length=0, mask_function=None, dtype=torch.float32, **other) -> torch.Tensor:
@@ -119,25 +122,63 @@ def _takes_positions(kind: type) -> bool:
     return "position_ids" in inspect.signature(kind.forward).parameters
 
 
+def _append(network: nn.Module, cache: RaggedCache, ids: torch.Tensor, **options) -> ModelOutput:
+    """Run a model or its trunk on ids (n, new) at the cache's rows and positions."""
+    cache.row_numbers = torch.arange(cache.rows.start, cache.rows.stop, device=ids.device)[:, None]  # (n, 1)
+    if _takes_positions(type(network)):
+        options["position_ids"] = cache.positions
+    return network(ids, cache=cache, use_cache=True, **options)
+
+
 @torch.no_grad()
-def forward(
-    model: PreTrainedModel, cache: RaggedCache, rows: slice, new_ids: list[list[int]]
-) -> torch.Tensor:
-    """Append `new_ids`, one list per row, to the cache; returns the logits after each last token, (n, V)."""
-    counts, lengths = [max(1, len(ids)) for ids in new_ids], cache.lengths[rows]
+def prefill(model: PreTrainedModel, cache: RaggedCache, rows: slice, new_ids: list[list[int]]) -> None:
+    """Append `new_ids`, one list per row, to the cache."""
+    counts, lengths = [len(ids) for ids in new_ids], cache.lengths[rows]
     width = max(counts)
-    # A row without new tokens writes id 0 at the position that its next token will overwrite.
-    padded = [ids + (ids[-1:] or [0]) * (width - len(ids)) for ids in new_ids]
-    ids = torch.tensor(padded, device=model.device)  # (n, new)
-    starts = torch.tensor(lengths, device=model.device)[:, None]  # (n, 1)
-    last = starts + torch.tensor(counts, device=model.device)[:, None] - 1  # (n, 1)
-    cache.positions = torch.minimum(starts + torch.arange(width, device=model.device), last)  # (n, new)
-    cache.rows, cache.span = rows, max(map(sum, zip(lengths, counts, strict=True)))
-    positions = {"position_ids": cache.positions} if _takes_positions(type(model)) else {}
-    logits = model(ids, cache=cache, use_cache=True, logits_to_keep=1, **positions).logits[:, -1]  # (n, V)
-    for row, added in zip(range(rows.start, rows.stop), new_ids, strict=True):
-        cache.lengths[row] += len(added)
+    if width == 0:
+        return
+    # Rows with fewer new tokens are padded with id 0, or with their last token once more. In an empty row
+    # these are behind the row's end; else they could be behind the cache's end, and go to the last position.
+    ids = torch.tensor([ids + (ids[-1:] or [0]) * (width - len(ids)) for ids in new_ids])  # (n, new)
+    starts = torch.tensor(lengths)[:, None]  # (n, 1)
+    positions = starts + torch.arange(width)  # (n, new)
+    cache.empty = max(lengths) == 0
+    if not cache.empty:
+        last = starts + torch.tensor(counts)[:, None].clamp(min=1) - 1  # (n, 1)
+        positions = torch.minimum(positions, last)  # (n, new)
+    cache.positions = positions.to(model.device)  # (n, new)
+    cache.rows, cache.span = rows, int(positions.max()) + 1
+    _append(trunk_of(model), cache, ids.to(model.device))
+    for row, count in zip(range(rows.start, rows.stop), counts, strict=True):
+        cache.lengths[row] += count
+
+
+@torch.no_grad()
+def decode(model: PreTrainedModel, cache: RaggedCache, tokens: list[int]) -> torch.Tensor:
+    """Append one token to each of the first n rows of the cache; returns the logits after them, (n, V)."""
+    n = len(tokens)
+    ids, positions = torch.tensor([tokens, cache.lengths[:n]], device=model.device).unsqueeze(-1)  # (n, 1)
+    cache.rows, cache.positions, cache.empty = slice(0, n), positions, False
+    cache.span = max(cache.lengths[:n]) + 1
+    logits = _append(model, cache, ids, logits_to_keep=1).logits[:, -1]  # (n, V)
+    cache.lengths[:n] = [length + 1 for length in cache.lengths[:n]]
     return logits
+
+
+def group_by_length(items: Sequence, length: Callable[[Any], int], token_budget: int) -> list[list]:
+    """Groups of items of similar length, the longest first, that are padded to one length and run together.
+
+    A group, padding included, is within the budget, or is one item; at most a quarter of it is padding.
+    """
+    groups: list[list] = []
+    longest = 0
+    for item in sorted(items, key=length, reverse=True):
+        if groups and longest * (len(groups[-1]) + 1) <= token_budget and length(item) >= 0.85 * longest:
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+            longest = length(item)
+    return groups
 
 
 def sample_tokens(
@@ -238,11 +279,11 @@ def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> N
     def sampled(model: PreTrainedModel) -> torch.Tensor:
         cache = RaggedCache(length)
         cache.lengths = [0, 0]
-        forward(model, cache, slice(0, 2), [long[: -2 * last], short[:-last]])
-        cache.swap(0, 1)  # as rollouts do
-        forward(model, cache, slice(1, 2), [long[-2 * last : -last]])
+        prefill(model, cache, slice(0, 2), [long[: -2 * last], short[:-last]])
+        cache.rearrange([1, 0])  # as rollouts do
+        prefill(model, cache, slice(1, 2), [long[-2 * last : -last]])
         steps = zip(short[-last:], long[-last:], strict=True)
-        logits = [forward(model, cache, slice(0, 2), [[token] for token in step]) for step in steps]
+        logits = [decode(model, cache, [*step]) for step in steps]  # (2, V) each
         return torch.stack(logits, dim=1).flip(0)  # (2, last, V) the long one first again
 
     def logprobs(path: str, function: Callable) -> torch.Tensor:

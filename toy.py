@@ -47,6 +47,7 @@ from checkpoints import check_replaceable, replace_whole
 from data import Problem, feedback_message, first_message
 from distributed import friendly_errors
 from isolation.child import candidate_traceback
+from sampling import group_by_length
 from sandbox import IoTest, Limits, TestResult, Verdict, outputs_match
 
 CHAT_TEMPLATE = (
@@ -320,20 +321,25 @@ def _warm_start(model: LlamaForCausalLM, tokenizer, draw: random.Random, lessons
         else:
             dialogs = [warm_start_dialog(draw) for _ in range(64)]
         texts = [tokenizer.apply_chat_template(dialog, tokenize=False) for dialog in dialogs]
-        batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
-        ids = batch.input_ids  # (B, T)
-        logits = model(ids[:, :-1]).logits  # (B, T-1, V)
-        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")  # (B, T-1)
+        rows = tokenizer(texts, add_special_tokens=False).input_ids
+        groups = group_by_length(rows, len, 1 << 14)  # in parts of similar length, to compute less padding
+        batches = [tokenizer.pad({"input_ids": group}, return_tensors="pt").input_ids for group in groups]
         # After 50 steps the first lesson skips the first answer: a random guess cannot be learned.
-        answers = _answer_mask(ids, tokenizer, first=2 if reads and step > 50 else 1)  # (B, T-1)
-        loss = losses[answers].mean()
-        if reads:  # the tests show how programs behave: learning these tokens too takes far fewer dialogs
-            loss += 0.3 * losses[ids[:, 1:] != tokenizer.pad_token_id].mean()
-        loss.backward()
+        masks = [_answer_mask(ids, tokenizer, first=2 if reads and step > 50 else 1) for ids in batches]
+        answers, tokens = sum(mask.sum() for mask in masks), sum(map(len, rows)) - len(rows)
+        total = 0.0
+        for ids, mask in zip(batches, masks, strict=True):  # (B, T), (B, T-1)
+            logits = model(ids[:, :-1]).logits  # (B, T-1, V)
+            losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")  # (B, T-1)
+            loss = losses[mask].sum() / answers  # ()
+            if reads:  # the tests show how programs behave: learning these tokens too takes far fewer dialogs
+                loss += 0.3 * losses[ids[:, 1:] != tokenizer.pad_token_id].sum() / tokens
+            loss.backward()
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        bar.set_postfix_str(f"loss {loss.item():.3f}")
+        bar.set_postfix_str(f"loss {total:.3f}")
 
 
 def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600, 80)) -> Path:

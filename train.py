@@ -164,12 +164,12 @@ def prepare(
             behaviour = [logprob for e in group for turn in e.turns for logprob in turn.behaviour_logprobs]
             behaviour = torch.tensor(behaviour, device=config.device)  # (R,)
             turns = batch.turn_of_token, len(batch.turn_rows)  # (R,), N
-            kl = ppo.turn_kl(old, initial, *turns, config.product_kl)  # (N,)
-            rewards = ppo.turn_rewards(group).to(config.device) - config.beta * kl  # (N,)
+            kl = ppo.turn_kl(old, initial, *turns)  # (N,) what is logged
+            penalty = ppo.turn_kl(old, initial, *turns, product=True) if config.product_kl else kl  # (N,)
+            rewards = ppo.turn_rewards(group).to(config.device) - config.beta * penalty  # (N,)
             returns = ppo.turn_returns(rewards, batch.turn_rows, config.gamma)  # (N,)
             targets = returns[batch.turn_of_token] if config.token_level_values else returns  # (v,)
             prepared[-1].append(MicroBatch(batch, behaviour, old, values, targets))
-            kl = ppo.turn_kl(old, initial, *turns)  # (N,) the mean is logged, also with `product_kl`
             measured.append([v.cpu() for v in (returns, targets, values, kl, entropies, old - behaviour)])
     distributed.free_gathered(policy, reference, critic)
 
@@ -204,7 +204,7 @@ def update(policy, critic, optimisers, schedules, microbatches: list[MicroBatch]
     counts = [sum(len(m.old_logprobs) for m in microbatches), sum(len(m.returns) for m in microbatches)]
     tokens, values_read = distributed.total(counts)
     names = ("policy_loss", "value_loss", "ratio", "clip_fraction", "approximate_kl")
-    sums, worst = dict.fromkeys(names, 0.0), 0.0
+    measured, worst = [], []
     for m in microbatches:
         options, earlier = (config.temperature, config.logits_chunk), (m.old_logprobs, m.behaviour_logprobs)
         logprobs, _ = as_forward(ppo.response_logprobs, policy, m.batch, *options)  # (R,)
@@ -218,13 +218,14 @@ def update(policy, critic, optimisers, schedules, microbatches: list[MicroBatch]
         clipped = ppo.is_clipped(ppo.policy_ratio(logprobs, *earlier), m.advantages, config.clip)  # (R,)
         # The last one estimates KL(pi_old, pi); unlike the mean of -log_ratio it is never negative.
         means = ratio.sum() / tokens, clipped.sum() / tokens, (ratio - 1 - log_ratio).sum() / tokens
-        for name, value in zip(names, (policy_loss, value_loss, *means), strict=True):
-            sums[name] += value.item()
-        worst = max(worst, (ratio - 1).abs().max().item())
-        if not np.isfinite(sums["policy_loss"] + sums["value_loss"]):
-            losses = f"{policy_loss.item()} and {value_loss.item()}"
-            raise FloatingPointError(f"rank {rank()}: the losses are {losses}")
+        measured.append(torch.stack([policy_loss.detach(), value_loss.detach(), *means]))  # (5,)
+        worst.append((ratio - 1).abs().max())  # () no .item() here: it would wait for the device
+    sums = dict(zip(names, torch.stack(measured).sum(0).tolist(), strict=True))
+    if not np.isfinite(sums["policy_loss"] + sums["value_loss"]):
+        losses = f"{sums['policy_loss']} and {sums['value_loss']}"
+        raise FloatingPointError(f"rank {rank()}: the losses are {losses}")
     sums = dict(zip(sums, distributed.total([*sums.values()]), strict=True))
+    worst = torch.stack(worst).max().item()
     sums |= {"ratio_worst": max(gather([worst])), "learning_rate": optimisers[0].param_groups[0]["lr"]}
     networks = (("policy", policy), ("value", critic))
     for (name, network), optimiser, schedule in zip(networks, optimisers, schedules, strict=True):

@@ -66,9 +66,15 @@ def use_float32_logits(model: PreTrainedModel) -> None:
     """Make the output layer return logits in fp32: bf16 numbers near 28, a top logit, are 0.125 apart."""
 
     def forward(layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-        if layer.weight.dtype == torch.float32:
-            return F.linear(hidden, layer.weight, layer.bias)  # (..., V)
-        logits = _Float32Logits.apply(hidden, layer.weight)  # (..., V)
+        weight = layer.weight  # (V, D)
+        if weight.dtype == torch.float32:
+            return F.linear(hidden, weight, layer.bias)  # (..., V)
+        if weight.requires_grad or weight.is_cuda:
+            logits = _Float32Logits.apply(hidden, weight)  # (..., V)
+        else:  # on a CPU the copy in fp32 takes a quarter of a decoding step: frozen layers keep it
+            if getattr(layer, "kept", (None,))[0] != weight._version:
+                layer.kept = weight._version, weight.float()
+            logits = F.linear(hidden.float(), layer.kept[1])  # (..., V)
         return logits if layer.bias is None else logits + layer.bias
 
     if isinstance(layer := model.get_output_embeddings(), nn.Linear):

@@ -22,7 +22,7 @@ from config import parse_config
 from distributed import load_model, process_group
 from ppo import collate, response_logprobs
 from rollout import Episode, Turn
-from sampling import RaggedCache, check_architecture, check_logits, forward
+from sampling import RaggedCache, check_architecture, check_logits, decode, prefill
 from tools import plan
 from value_head import layers_of
 
@@ -192,26 +192,27 @@ def test_logits_of_training_and_sampling_are_the_model_s_own(name):
     cache, seats = RaggedCache(111), [0, 1]
     cache.lengths = [0, 0]
 
-    def feed(rows: slice, counts: list[int]) -> None:
-        lengths = cache.lengths[rows]
-        parts = zip(seats[rows], lengths, counts, strict=True)
-        logits = forward(
-            model, cache, rows, [dialogs[d][start : start + n] for d, start, n in parts]
-        )  # (n, V)
-        for d, start, n, row in zip(seats[rows], lengths, counts, logits, strict=True):
-            torch.testing.assert_close(row, own[d][start + n - 1], atol=1e-4, rtol=1e-4)
+    def add(rows: slice, counts: list[int]) -> None:
+        parts = zip(seats[rows], cache.lengths[rows], counts, strict=True)
+        prefill(model, cache, rows, [dialogs[d][start : start + n] for d, start, n in parts])
 
-    feed(slice(0, 2), [30, 11])
-    for _ in range(8):
-        feed(slice(0, 2), [1, 1])
-    cache.swap(0, 1)
-    seats[:] = [1, 0, 2]
-    cache.lengths.append(0)
-    feed(slice(1, 3), [40, 7])
-    for _ in range(4):
-        feed(slice(0, 3), [1, 1, 1])
-    feed(slice(0, 2), [9, 22])
-    feed(slice(0, 3), [1, 1, 1])
+    def step() -> None:
+        logits = decode(model, cache, [dialogs[d][n] for d, n in zip(seats, cache.lengths, strict=True)])
+        for d, length, row in zip(seats, cache.lengths, logits, strict=True):
+            torch.testing.assert_close(row, own[d][length - 1], atol=1e-4, rtol=1e-4)
+
+    add(slice(0, 2), [29, 10])
+    for _ in range(9):
+        step()
+    seats = [1, 0, 2]
+    cache.rearrange([1, 0, None])
+    add(slice(1, 2), [39])
+    add(slice(2, 3), [6])
+    for _ in range(5):
+        step()
+    add(slice(0, 3), [8, 21, 0])
+    for _ in range(2):
+        step()
 
 
 @pytest.mark.parametrize("name", EQUAL)

@@ -88,14 +88,14 @@ def test_what_a_dialog_samples_does_not_depend_on_who_shares_the_batch(
 def test_the_longest_waiting_half_is_asked_for_its_results_while_the_tests_of_the_rest_run_on(
     monkeypatch, model, tokenizer, sandbox
 ):
-    events, forward = [], module.forward
+    events, decode = [], module.decode
 
     def submit(job):
         number, future = sum(event[0] == "submit" for event in events), sandbox.submit(job)
         events.append(("submit", number))
         return SimpleNamespace(result=lambda: events.append(("read", number)) or future.result())
 
-    monkeypatch.setattr(module, "forward", lambda *given: events.append(("forward", 0)) or forward(*given))
+    monkeypatch.setattr(module, "decode", lambda *given: events.append(("decode", 0)) or decode(*given))
     monkeypatch.setattr(module, "extract_code", lambda text: "pass")
     watched, settings = SimpleNamespace(submit=submit), replace(SETTINGS, batch_rows=16)
     rollout(model, tokenizer, toy.problems("test")[:40], watched, settings, seed=3)
@@ -106,9 +106,9 @@ def test_the_longest_waiting_half_is_asked_for_its_results_while_the_tests_of_th
             longest = longest or waiting
             running += 1
             assert running <= (longest + 1) // 2
-        elif kind == "forward":
+        elif kind == "decode":
             running = longest = 0
-        waiting += {"submit": 1, "read": -1, "forward": 0}[kind]
+        waiting += {"submit": 1, "read": -1, "decode": 0}[kind]
 
 
 def test_a_part_of_the_list_samples_what_the_whole_does(episodes, model, tokenizer, sandbox):

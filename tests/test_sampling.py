@@ -3,7 +3,7 @@
 import torch
 from conftest import make_model
 
-from sampling import RaggedCache, forward, sample_tokens
+from sampling import RaggedCache, decode, prefill, sample_tokens
 
 
 def test_sampled_frequencies_follow_the_distribution():
@@ -23,10 +23,10 @@ def test_the_cache_is_never_longer_than_a_dialog_may_be():
     """One row holds 70 tokens when another enters with 90: the span is not their sum."""
     model, cache = make_model(50), RaggedCache(context=100)
     cache.lengths = [0]
-    forward(model, cache, slice(0, 1), [list(range(45)) + list(range(25))])
-    cache.lengths.append(0)
-    forward(model, cache, slice(0, 2), [[1], [2] * 90])
+    prefill(model, cache, slice(0, 1), [list(range(45)) + list(range(25))])
+    cache.rearrange([0, None])
+    prefill(model, cache, slice(1, 2), [[2] * 90])
     for _ in range(10):
-        forward(model, cache, slice(0, 2), [[1], [2]])
-    assert cache.lengths == [81, 100] and cache.span == 100
+        decode(model, cache, [1, 2])
+    assert cache.lengths == [80, 100] and cache.span == 100
     assert {store.shape[2] for layer in cache.stores.values() for store in layer} == {100}
