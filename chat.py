@@ -92,9 +92,8 @@ class Chat:
         fixed = {"tokenize": False, "add_generation_prompt": True, "chat_template": self.template}
         options = {"date_string": DAY.strftime("%d %b %Y")} | self.options | fixed
         try:
-            with patch.object(
-                chat_template_utils, "datetime", SimpleNamespace(now=lambda: DAY)
-            ):  # for `strftime_now`
+            clock = SimpleNamespace(now=lambda: DAY)  # for `strftime_now`
+            with patch.object(chat_template_utils, "datetime", clock):
                 return self.tokenizer.apply_chat_template(broken_up, **options)
         except Exception as error:  # whatever the template's own code raises
             reason = str(error).partition("\n")[0]
@@ -107,9 +106,10 @@ class Chat:
 
     def encode_behind(self, text: str) -> list[int]:
         """The ids of a text within a dialog: alone, some tokenizers would put a blank before it."""
-        parts = ("0", f"0{text}", text)
-        digit, both, alone = (self.tokenizer.encode(part, add_special_tokens=False) for part in parts)
-        return both[len(digit) :] if both[: len(digit)] == digit else alone
+        digit, both = (self.tokenizer.encode(part, add_special_tokens=False) for part in ("0", f"0{text}"))
+        if both[: len(digit)] == digit:
+            return both[len(digit) :]
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of a sampled response, without special tokens except those that mark thoughts."""

@@ -52,6 +52,7 @@ from sources import first_messages, load_problems
 
 FEEDBACK = ("true", "random", "none")
 PREFILL_TOKENS = 32768  # of prompts and feedback, padding included, that go through the model at once
+SMALL = 10_000_000  # parameters: one CPU thread runs such a model as fast as two, and tests need the others
 TESTING_STEPS = 16  # decoding steps after which a dialog's test results are read
 
 
@@ -194,6 +195,11 @@ def _begin_turns(
     return order[:start]
 
 
+def _same(one: Problem, other: Problem) -> bool:
+    """Whether two problems ask for the same program."""
+    return (one.answer or one.name) == (other.answer or other.name)
+
+
 def _start_tests(dialog: _Dialog, chat: Chat, sandbox: Sandbox, settings: RolloutSettings, others) -> None:
     """Read the code out of the response and start its public tests."""
     episode, turn = dialog.episode, dialog.episode.turns[-1]
@@ -203,7 +209,7 @@ def _start_tests(dialog: _Dialog, chat: Chat, sandbox: Sandbox, settings: Rollou
     dialog.public = turn.code and sandbox.submit(make_job(problem, turn.code, problem.public_tests))
     if settings.feedback == "random" and len(episode.turns) < settings.turn_limit:
         other = problem
-        while (other.answer or other.name) == (problem.answer or problem.name):
+        while _same(other, problem):
             other = others[int(dialog.picks.integers(len(others)))]
         wrong = other.incorrect_solutions or ("raise NotImplementedError",)
         code = wrong[int(dialog.picks.integers(len(wrong)))]
@@ -279,7 +285,7 @@ def rollout(
     """
     check_feedback(settings.feedback)
     others = feedback_problems or problems
-    if settings.feedback == "random" and len({p.answer or p.name for p in others}) < 2:
+    if settings.feedback == "random" and all(_same(others[0], problem) for problem in others):
         raise ValueError(
             "random feedback comes from another problem: it needs problems with two different answers"
         )
@@ -288,8 +294,10 @@ def rollout(
     ends, cache, step = stop_ids(chat), RaggedCache(settings.context), 0
     waiting, decoding, testing = deque(dialogs), [], deque()  # in order of their rows: decoding, then testing
     bar = tqdm(total=len(dialogs), desc="rollout", unit="dialog", disable=not progress, leave=False)
-    was_training = model.training
+    was_training, threads = model.training, torch.get_num_threads()
     model.eval()
+    if model.num_parameters() < SMALL:
+        torch.set_num_threads(1)
     while waiting or decoding or testing:
         # testing -> prefilling, or finished: the longest waits, once they were long or few dialogs decode.
         due = sum(step - dialog.ended >= TESTING_STEPS for dialog in testing)
@@ -331,6 +339,7 @@ def rollout(
             dialog.episode.turns[-1].sandbox_seconds += time.perf_counter() - began
     bar.close()
     model.train(was_training)
+    torch.set_num_threads(threads)
     return [dialog.episode for dialog in dialogs]
 
 
