@@ -145,7 +145,7 @@ PAPER = dict(
 PRESETS = {
     "toy": {},
     "8b": PAPER
-    | dict(model="meta-llama/Llama-3.1-8B-Instruct", output="runs/8b", iterations=3000, batch_rows=24),
+    | dict(model="meta-llama/Llama-3.1-8B-Instruct", output="runs/8b", iterations=3000, batch_rows=32),
     "70b": PAPER
     | dict(model="meta-llama/Llama-3.1-70B-Instruct", output="runs/70b", iterations=2000, batch_rows=8)
     | dict(gather_weights=False, microbatch_tokens=8192),

@@ -84,36 +84,38 @@ def microbatches(episodes: Sequence[Episode], token_budget: int, ranks: int = 1)
 
 def chunked_logprobs(
     hidden: torch.Tensor, head: Callable, targets: torch.Tensor, temperature: float, chunk: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probs of `targets` and entropies; the (R, V) logits never exist at once.
 
     Logits of `chunk` tokens are computed, used and dropped; the backward pass computes them again. They are
     in fp32, because the log-softmax of bf16 logits has an error of 0.03 per token.
 
     Args: hidden (R, D) before each target; head: D -> V; targets (R,); temperature of the sampling.
-    Returns: log-probs (R,), entropies (R,) without gradient.
+    Returns: log-probs (R,), entropies (R,); None instead of these where gradients are computed.
     """
 
-    def of_chunk(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def of_chunk(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         logprobs = torch.log_softmax(head(hidden).float() / temperature, dim=-1)  # (chunk, V)
-        with torch.no_grad():
-            entropies = -(logprobs.exp() * logprobs).sum(-1)  # (chunk,)
-        return logprobs.gather(-1, targets[:, None])[:, 0], entropies  # (chunk,), (chunk,)
+        chosen = logprobs.gather(-1, targets[:, None])[:, 0]  # (chunk,)
+        if torch.is_grad_enabled():
+            return chosen, None
+        return chosen, -(logprobs.exp() * logprobs).sum(-1)  # (chunk,), (chunk,)
 
     if len(hidden) <= chunk:
         return of_chunk(hidden, targets)
     chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     computed = [checkpoint(of_chunk, *inputs, use_reentrant=False) for inputs in chunks]
     logprobs, entropies = zip(*computed, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)  # (R,), (R,)
+    return torch.cat(logprobs), None if entropies[0] is None else torch.cat(entropies)  # (R,), (R,)
 
 
 def response_logprobs(
     model: PreTrainedModel, batch: Batch, temperature: float, chunk: int = 1024
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probs and entropies, (R,) each, of all response tokens, from one forward over the whole dialogs.
 
-    Sampling divided the logits by `temperature`: training must do the same, or the ratio does not start at 1.
+    Where gradients are computed, None instead of the entropies. Sampling divided the logits by `temperature`:
+    training must do the same, or the ratio does not start at 1.
     """
     output = trunk_of(model)(batch.ids, use_cache=False)  # last_hidden_state (B, T, D)
     hidden = output.last_hidden_state[batch.token_rows, batch.token_columns - 1]  # (R, D)

@@ -51,7 +51,7 @@ from sandbox import Sandbox, TestResult, Verdict
 from sources import first_messages, load_problems
 
 FEEDBACK = ("true", "random", "none")
-PREFILL_TOKENS = 32768  # of prompts and feedback, padding included, that go through the model at once
+PREFILL_TOKENS = 8192  # of prompts and feedback, padding included, that go through the model at once
 SMALL = 10_000_000  # parameters: one CPU thread runs such a model as fast as two, and tests need the others
 TESTING_STEPS = 16  # decoding steps after which a dialog's test results are read
 

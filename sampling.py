@@ -168,12 +168,13 @@ def decode(model: PreTrainedModel, cache: RaggedCache, tokens: list[int]) -> tor
 def group_by_length(items: Sequence, length: Callable[[Any], int], token_budget: int) -> list[list]:
     """Groups of items of similar length, the longest first, that are padded to one length and run together.
 
-    A group, padding included, is within the budget, or is one item; at most a quarter of it is padding.
+    A group, padding included, is within the budget, or is one item. Each item has at least 0.9 of the length
+    of the longest in its group.
     """
     groups: list[list] = []
     longest = 0
     for item in sorted(items, key=length, reverse=True):
-        if groups and longest * (len(groups[-1]) + 1) <= token_budget and length(item) >= 0.85 * longest:
+        if groups and longest * (len(groups[-1]) + 1) <= token_budget and length(item) >= 0.9 * longest:
             groups[-1].append(item)
         else:
             groups.append([item])

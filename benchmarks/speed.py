@@ -1,38 +1,50 @@
 """Speed and memory as ratios; both sides of a ratio are measured in one run.
 
-    python benchmarks/speed.py [rollout | update | scaling | memory ...]
+    python benchmarks/speed.py [rollout | update | scaling | memory ...] [--model DIR --problems FILE]
 
-rollout   tokens/s of 3-turn dialogs of mixed lengths: rollout(), static `generate`, `generate_batch`
+rollout   tokens/s of 3-turn dialogs: rollout(), a bare decoding loop, static `generate`, `generate_batch`
 update    tokens/s of an update of both networks, against bare forward and backward passes without padding
 scaling   one rank against two ranks with twice the episodes, one thread each
 memory    peak of 1,024 log-probs and their gradients at V = 128,256, in chunks and all at once ("naive")
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 # In front of this file's own directory, which has a sandbox.py too.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import toy  # noqa: E402
 from chat import observation_ids, prompt_ids  # noqa: E402
 from config import Config  # noqa: E402
-from data import first_message  # noqa: E402
+from data import Problem, first_message  # noqa: E402
+from distributed import load_model, load_tokenizer  # noqa: E402
 from ppo import chunked_logprobs, microbatches  # noqa: E402
-from rollout import RolloutSettings, rollout  # noqa: E402
+from rollout import Episode, RolloutSettings, rollout  # noqa: E402
 from sandbox import Sandbox  # noqa: E402
+from sources import load_problems  # noqa: E402
 from train import prepare, update  # noqa: E402
-from value_head import ValueModel  # noqa: E402
+from value_head import ValueModel, trunk_of  # noqa: E402
 
-LONGEST, ROWS, DIALOGS, ENDS = 128, 16, 32, 1 / 24
+LONGEST, ENDS = 128, 1 / 24
 
 
 class Ending(nn.Module):
@@ -73,7 +85,10 @@ def side_by_side(columns: dict, rounds: int = 2) -> None:
         for name, work in columns.items():
             began = time.perf_counter()
             tokens = work()
-            rate = tokens / (time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            if isinstance(tokens, tuple):  # it has timed itself
+                tokens, seconds = tokens
+            rate = tokens / seconds
             best[name] = max(best.get(name, 0.0), rate)
             print(f"  {name}: {rate:.0f} tokens/s", flush=True)
     first = next(iter(best.values()))
@@ -81,26 +96,68 @@ def side_by_side(columns: dict, rounds: int = 2) -> None:
         print(f"{name:<44}{rate:>10.0f} tokens/s   the first is {first / rate:.2f} times as fast")
 
 
-def compare_rollouts() -> None:
-    tokenizer = toy.build_tokenizer()
-    model = make_model(tokenizer)
-    model.set_output_embeddings(Ending(model.get_output_embeddings(), tokenizer.eos_token_id))
-    problems = toy.problems("test")[:DIALOGS]
-    settings = RolloutSettings(3, LONGEST, 1024, batch_rows=ROWS)
+@dataclass
+class Case:
+    """What is measured: a real model, or a random one whose responses end at random."""
+
+    policy: PreTrainedModel
+    critic: ValueModel
+    tokenizer: PreTrainedTokenizerBase
+    problems: Sequence[Problem]
+    settings: RolloutSettings
+
+
+def load_case(model: str, problems: str) -> Case:
+    """A Hugging Face directory in bf16 and its problems; without, a small random model in fp32."""
+    if model:
+        policy = load_model(model, dtype="bfloat16").requires_grad_(
+            False
+        )  # as the copy that a run samples with
+        critic = load_model(model, dtype="bfloat16", wrap=ValueModel)
+        settings = RolloutSettings(3, LONGEST, 2048, temperature=0.7, batch_rows=32)
+        return Case(policy, critic, load_tokenizer(model), load_problems(problems, "test")[:64], settings)
+    tokenizer, policy = toy.build_tokenizer(), make_model(toy.build_tokenizer())
+    policy.set_output_embeddings(Ending(policy.get_output_embeddings(), tokenizer.eos_token_id))
+    settings = RolloutSettings(3, LONGEST, 1024, batch_rows=16)
+    return Case(policy, ValueModel(make_model(tokenizer)), tokenizer, toy.problems("test")[:32], settings)
+
+
+def sample(case: Case) -> list[Episode]:
+    with Sandbox() as sandbox:
+        return rollout(case.policy, case.tokenizer, case.problems, sandbox, case.settings, seed=0)
+
+
+def compare_rollouts(case: Case) -> None:
+    model, tokenizer, settings, rows = case.policy, case.tokenizer, case.settings, case.settings.batch_rows
     sampling = GenerationConfig(
         do_sample=True,
+        temperature=settings.temperature,
         top_k=0,
         max_new_tokens=LONGEST,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.eos_token_id,
     )
-    prompts = [prompt_ids(tokenizer, first_message(p)) for p in problems]
-    observation = observation_ids(tokenizer, "Your answer has no valid Python code.")
+    prompts = [prompt_ids(tokenizer, first_message(p)) for p in case.problems]
+    episodes = sample(case)
+    context = sum(len(episode.ids) for episode in episodes) // len(episodes)
+    print(f"{len(episodes)} dialogs of {context} tokens, {rows} rows")
+    feedback = next(turn.feedback for episode in episodes for turn in episode.turns if turn.feedback)
+    observation = observation_ids(tokenizer, feedback)
 
     def ours() -> int:
-        with Sandbox(1) as sandbox:
-            episodes = rollout(model, tokenizer, problems, sandbox, settings, seed=0)
-        return sum(turn.end - turn.start for episode in episodes for turn in episode.turns)
+        return sum(turn.end - turn.start for episode in sample(case) for turn in episode.turns)
+
+    @torch.no_grad()
+    def bare(steps: int = 40) -> tuple[int, float]:
+        """A loop over full rows at the dialogs' mean context; filling the cache is not counted."""
+        cache = DynamicCache()
+        ids = torch.randint(1000, (rows, context // 2))  # (rows, T) half of a dialog, as on average
+        logits = model(ids, cache=cache, logits_to_keep=1).logits[:, -1]  # (rows, V)
+        began = time.perf_counter()
+        for _ in range(steps):
+            token = torch.multinomial((logits.float() / settings.temperature).softmax(-1), 1)  # (rows, 1)
+            logits = model(token, cache=cache).logits[:, -1]  # (rows, V)
+        return steps * rows, time.perf_counter() - began
 
     def three_turns(respond) -> int:
         """`respond` maps dialogs to responses; a dialog's feedback is always the same."""
@@ -113,8 +170,8 @@ def compare_rollouts() -> None:
 
     def static(dialogs: list[list[int]]) -> list[list[int]]:
         responses = []
-        for start in range(0, len(dialogs), ROWS):
-            part = dialogs[start : start + ROWS]
+        for start in range(0, len(dialogs), rows):
+            part = dialogs[start : start + rows]
             width = max(map(len, part))
             ids = torch.tensor([[0] * (width - len(d)) + d for d in part])  # (B, T) padded at the left
             mask = torch.tensor([[0] * (width - len(d)) + [1] * len(d) for d in part])  # (B, T)
@@ -129,29 +186,25 @@ def compare_rollouts() -> None:
         made = sorted(made.values(), key=lambda output: int(output.request_id.rpartition("_")[2]))
         return [output.generated_tokens for output in made]
 
-    columns = {"rollout()": ours, "generate, static batches": lambda: three_turns(static)}
+    columns = {"rollout()": ours, "bare decoding loop, all rows full": bare}
+    columns["generate, static batches"] = lambda: three_turns(static)
     columns["generate_batch"] = lambda: three_turns(continuous)
     side_by_side(columns)
 
 
-def compare_updates() -> None:
-    tokenizer = toy.build_tokenizer()
-    model = make_model(tokenizer)
-    policy, critic = model, ValueModel(make_model(tokenizer))
-    head = Ending(model.get_output_embeddings(), tokenizer.eos_token_id)
-    plain, config = model.get_output_embeddings(), Config(device="cpu", microbatch_tokens=1024, context=1024)
-    model.set_output_embeddings(head)
-    with Sandbox(1) as sandbox:
-        settings = RolloutSettings(3, LONGEST, 1024, batch_rows=ROWS)
-        episodes = rollout(model, tokenizer, toy.problems("test")[:64], sandbox, settings, seed=0)
-    model.set_output_embeddings(plain)
+def compare_updates(case: Case) -> None:
+    policy, critic, episodes = case.policy, case.critic, sample(case)
+    if isinstance(head := policy.get_output_embeddings(), Ending):
+        policy.set_output_embeddings(head.head)
+    policy.requires_grad_(True)
+    config = Config(device="cpu", temperature=case.settings.temperature)
     groups = microbatches(episodes, config.microbatch_tokens)
     (prepared,), _ = prepare(policy, policy, critic, [groups], config)
     optimisers = [torch.optim.SGD(network.parameters(), lr=0.0) for network in (policy, critic)]
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: 1.0) for optimiser in optimisers]
-    tokens = sum(len(episode.ids) for episode in episodes)
-    every = torch.tensor([i for episode in episodes for i in episode.ids])
-    rows = [every[start : start + tokens // 64] for start in range(0, tokens, tokens // 64)]
+    tokens, count = sum(len(episode.ids) for episode in episodes), len(episodes)
+    every = torch.tensor([i for episode in episodes for i in episode.ids])  # (tokens,)
+    rows = every[: tokens // count * count].reshape(count, -1)  # (episodes, mean length)
     response_tokens = sum(turn.end - turn.start for episode in episodes for turn in episode.turns)
     padded = sum(len(group) * len(group[0].ids) for group in groups)
     print(f"{tokens} tokens, {response_tokens} of them in responses, {padded - tokens} of padding")
@@ -161,18 +214,15 @@ def compare_updates() -> None:
         return tokens
 
     def bare() -> int:
-        """As many tokens in rows of equal length, as many per pass, and logits for the same share of them."""
-        together = config.microbatch_tokens // len(rows[0])
-        for start in range(0, len(rows), together):
-            part = [row for row in rows[start : start + together] if len(row) == len(rows[0])]
-            ids = torch.stack(part or rows[-1:])  # (B, T)
-            hidden = policy.get_decoder()(ids, use_cache=False).last_hidden_state  # (B, T, D)
+        """As many tokens in rows of equal length, as many groups, and logits for the same share of them."""
+        for ids in rows.tensor_split(len(groups)):  # (B, T)
+            hidden = trunk_of(policy)(ids, use_cache=False).last_hidden_state  # (B, T, D)
             hidden = hidden.flatten(0, 1)[: ids.numel() * response_tokens // tokens]  # (R, D)
             policy.get_output_embeddings()(hidden).log_softmax(-1)[:, 0].sum().backward()
             critic.trunk(ids, use_cache=False).last_hidden_state[:, :3].sum().backward()
         for optimiser in optimisers:
             optimiser.zero_grad()
-        return tokens
+        return rows.numel()
 
     side_by_side({"update()": ours, "bare forward and backward, no padding": bare})
 
@@ -227,7 +277,7 @@ def peak_of_logprobs(chunk: int) -> None:
 def compare_memory() -> None:
     measured = {}
     for chunk in (0, 512, 128, 32):
-        command = [sys.executable, __file__, "peak", str(chunk)]
+        command = [sys.executable, __file__, f"--peak={chunk}"]
         # Free large blocks at once: then the peak is that of the memory in use.
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -237,15 +287,21 @@ def compare_memory() -> None:
 
 
 if __name__ == "__main__":
-    todo = {
-        "rollout": compare_rollouts,
-        "update": compare_updates,
-        "scaling": scale_weakly,
-        "memory": compare_memory,
-    }
-    if sys.argv[1:2] == ["peak"]:
-        peak_of_logprobs(int(sys.argv[2]))
-    else:
-        for name in sys.argv[1:] or todo:
-            print(name)
-            todo[name]()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", default=["rollout", "update", "scaling", "memory"])
+    parser.add_argument("--model", default="", help="a Hugging Face directory; default: small and random")
+    parser.add_argument("--problems", default="humaneval_plus", help="of --model: a problem set or file")
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)  # used by `memory`
+    arguments = parser.parse_args()
+    if arguments.peak is not None:
+        peak_of_logprobs(arguments.peak)
+        sys.exit()
+    for part in arguments.parts:
+        print(part)
+        if part in ("rollout", "update"):
+            compare = {"rollout": compare_rollouts, "update": compare_updates}[part]
+            compare(load_case(arguments.model, arguments.problems))
+        else:
+            {"scaling": scale_weakly, "memory": compare_memory}[part]()

@@ -68,12 +68,17 @@ def test_chunked_logprobs_and_gradients_equal_the_plain_ones():
     expected.sum().backward()
     gradient, head_gradient = hidden.grad.clone(), head.weight.grad.clone()
     hidden.grad = head.weight.grad = None
-    got, entropies = chunked_logprobs(hidden, head, targets, temperature=0.7, chunk=5)
-    got.sum().backward()
-    torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(entropies, -(plain.exp() * plain).sum(-1))
-    torch.testing.assert_close(hidden.grad, gradient)
-    torch.testing.assert_close(head.weight.grad, head_gradient)
+    for chunk in (5, 23):  # several chunks, and all at once
+        got, _ = chunked_logprobs(hidden, head, targets, temperature=0.7, chunk=chunk)
+        got.sum().backward()
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(hidden.grad, gradient)
+        torch.testing.assert_close(head.weight.grad, head_gradient)
+        hidden.grad = head.weight.grad = None
+        with torch.no_grad():
+            got, entropies = chunked_logprobs(hidden, head, targets, temperature=0.7, chunk=chunk)
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(entropies, -(plain.exp() * plain).sum(-1))
 
 
 def test_logprobs_and_values_do_not_depend_on_padding_or_other_rows():
