@@ -5,8 +5,8 @@ episode now and then), `best/` (the best policy on the valid split, a Hugging Fa
 and at the end `result.json` and, with matplotlib, `curves.png`.
 
 A checkpoint has the states of networks and optimisers, written by torch's distributed checkpoint (DCP), so
-that any number of ranks can read them; `about.json` with the run's progress; and `prefetched.json`, episodes
-of the next iteration. All of it is safetensors and JSON: reading a checkpoint of somebody else runs no code.
+that any number of ranks can read them, and `about.json`: the run's progress, and episodes that were sampled
+for the next iteration. All of it is safetensors and JSON: reading somebody else's checkpoint runs no code.
 Each file and directory is written beside the old one and then renamed: a run that was killed at any moment
 resumes from its newest checkpoint, and then equals an uninterrupted one.
 """
@@ -32,6 +32,8 @@ from transformers import PreTrainedModel
 from distributed import barrier, empty_copy, rank, team
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP on one process, as intended
+# What about.json must have: the iterations done, the sizes of the logs, episodes, the sizes of the files.
+ABOUT = {"iteration": int, "metrics.jsonl": int, "dialogs.txt": int, "prefetched": list, "files": dict}
 
 
 # ---- files and directories that are always whole -----------------------------------------------------------
@@ -90,6 +92,7 @@ class RunDirectory:
                 print(f"{directory} is damaged and left out: {reason}", file=sys.stderr)
         if saved and not self.newest:
             raise ValueError(f"no checkpoint of {path} is whole: it cannot be resumed")
+        self.prefetched: list[dict] = self.progress.pop("prefetched", [])  # as plain JSON
         self.seconds: dict[str, float] = self.progress.setdefault("seconds", {})
 
     def checkpoints(self) -> list[Path]:
@@ -127,7 +130,7 @@ class RunDirectory:
         directory = self.path / "checkpoints" / f"{iteration:06d}"
         # At iteration 0 nothing can be lost, and DCP would count a step that the optimisers have not made.
         if iteration > 0 and not directory.exists():
-            save_checkpoint(directory, trained, self.progress, keep, prefetch(iteration))
+            save_checkpoint(directory, trained, self.progress | {"prefetched": prefetch(iteration)}, keep)
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------
@@ -148,15 +151,10 @@ def _state(trained: dict[str, tuple]) -> dict:
     }
 
 
-def save_checkpoint(
-    directory: Path, trained: dict[str, tuple], about: dict, keep: int, prefetched: list
-) -> None:
+def save_checkpoint(directory: Path, trained: dict[str, tuple], about: dict, keep: int) -> None:
     """Write a checkpoint, and delete all but the newest `keep` of its kind.
 
-    Args:
-        trained: name to (network, optimiser, schedule); about: plain JSON, for about.json.
-        prefetched: episodes of the next iteration, as plain JSON.
-    Raises: OSError, one sentence, if it cannot be written; the older ones are left as they are.
+    Args: trained: name to (network, optimiser, schedule); about: plain JSON, for about.json.
     """
     beside = directory.with_name(directory.name + ".partial")
     if rank() == 0:
@@ -166,7 +164,6 @@ def save_checkpoint(
         writer = dcp.HuggingFaceStorageWriter(beside, save_distributed=True)
         dcp.save(_state(trained), storage_writer=writer, process_group=team())
         if rank() == 0:
-            (beside / "prefetched.json").write_text(json.dumps(prefetched))
             sizes = {path.name: path.stat().st_size for path in beside.iterdir()}
             (beside / "about.json").write_text(json.dumps(about | {"files": sizes}))
             replace_whole(directory, beside)
@@ -188,23 +185,12 @@ def damage(directory: Path) -> str:
     """What is wrong with the files of a checkpoint; empty if it is whole."""
     try:
         about = json.loads((directory / "about.json").read_text())
+        wrong = [name for name, kind in ABOUT.items() if type(about[name]) is not kind]
         sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
-        wrong = [name for name, size in about["files"].items() if sizes.get(name) != size]
-        numbers = [about[name] for name in ("iteration", "metrics.jsonl", "dialogs.txt")]
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        wrong = wrong or [name for name, size in about["files"].items() if sizes.get(name) != size]
+    except (KeyError, OSError, TypeError, ValueError) as error:
         return f"about.json cannot be read: {error!r}"
-    if not all(type(number) is int for number in numbers):
-        return "about.json says no number of iterations, or no sizes of the logs"
-    return f"{', '.join(wrong)} missing or of another size" if wrong else ""
-
-
-def read_prefetched(directory: Path) -> list:
-    """The episodes of the next iteration that a checkpoint has, as plain JSON."""
-    path = directory / "prefetched.json"
-    try:
-        return [*json.loads(path.read_text())] if path.exists() else []
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    return f"about.json says something else about {', '.join(wrong)}" if wrong else ""
 
 
 def restore_checkpoint(directory: Path, trained: dict[str, tuple], updates: int) -> None:

@@ -32,8 +32,8 @@ def trained(seed: int) -> dict[str, tuple]:
 def save(run: Path, iteration: int, seed: int = 0) -> Path:
     directory = run / "checkpoints" / f"{iteration:06d}"
     directory.parent.mkdir(parents=True, exist_ok=True)
-    about = {"iteration": iteration, "best": 0.0, "before": None, "metrics.jsonl": 0, "dialogs.txt": 0}
-    save_checkpoint(directory, trained(seed), about, 9, [])
+    about = {"iteration": iteration, "metrics.jsonl": 0, "dialogs.txt": 0, "prefetched": []}
+    save_checkpoint(directory, trained(seed), about, 9)
     return directory
 
 
@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_named_and_the_older_whole_one_is_used(tmp_path,
     assert f"{newer} is damaged and left out: " in capsys.readouterr().err
     run.begin({}, resume=True)
     assert run.checkpoints() == [older]
-    (older / "prefetched.json").unlink()
+    next(older.glob("*.safetensors")).unlink()
     with pytest.raises(ValueError, match="no checkpoint of .* is whole"):
         RunDirectory(tmp_path, resume=True)
 
@@ -95,7 +95,7 @@ class Hostile:
         return os.system, (f"touch {self.target}",)
 
 
-@pytest.mark.parametrize("where", ["tensors", "prefetched.json", ".metadata", "ahead.pickle"])
+@pytest.mark.parametrize("where", ["tensors", "about.json", ".metadata", "ahead.pickle"])
 @pytest.mark.parametrize("dump", [pickle.dump, torch.save])
 def test_nothing_in_a_run_that_somebody_hands_on_is_executed(tmp_path, where, dump):
     directory, planted = save(tmp_path, 1), tmp_path / "planted"
@@ -106,12 +106,12 @@ def test_nothing_in_a_run_that_somebody_hands_on_is_executed(tmp_path, where, du
     if where == "tensors":
         with pytest.raises(ValueError, match="cannot be read"):
             restore_checkpoint(directory, trained(1), updates=2)
-    elif where == "prefetched.json":
-        with pytest.raises(ValueError):
-            checkpoints.read_prefetched(directory)
+    elif where == "about.json":
+        with pytest.raises(ValueError, match="no checkpoint of .* is whole"):
+            RunDirectory(tmp_path, resume=True)
     else:  # files that DCP or earlier code would have unpickled
+        assert RunDirectory(tmp_path, resume=True).prefetched == []
         restore_checkpoint(directory, trained(1), updates=2)
-        assert checkpoints.read_prefetched(directory) == []
     assert not planted.exists()
     pickle.loads(pickle.dumps(Hostile(planted)))  # what would have happened
     assert planted.exists()
@@ -156,18 +156,23 @@ def test_a_number_that_no_run_can_use_is_named(flag):
         parse_config([flag])
 
 
-@pytest.mark.parametrize("about", ["[]", "null", "{}", '{"iteration": "5"}', '{"files": ["a"]}'])
-def test_a_checkpoint_that_says_something_else_about_itself_is_damaged(tmp_path, about):
+@pytest.mark.parametrize("about", ["[]", "null", "{}", '{"iteration": 5}', "[{", "5"])
+def test_a_checkpoint_that_says_nothing_about_itself_is_damaged(tmp_path, about):
     older, newer = save(tmp_path, 1), save(tmp_path, 2)
     (newer / "about.json").write_text(about)
     assert RunDirectory(tmp_path, resume=True).newest == older
 
 
-@pytest.mark.parametrize("text", ["[{", "5", "null"])
-def test_prefetched_episodes_that_cannot_be_read_are_named(tmp_path, text):
-    (tmp_path / "prefetched.json").write_text(text)
-    with pytest.raises(ValueError, match="prefetched.json cannot be read"):
-        checkpoints.read_prefetched(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("iteration", "5"), ("dialogs.txt", None), ("prefetched", None), ("prefetched", 5), ("files", ["a"])],
+)
+def test_a_checkpoint_that_says_something_else_about_itself_is_damaged(tmp_path, capsys, name, other):
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    about = json.loads((newer / "about.json").read_text())
+    (newer / "about.json").write_text(json.dumps(about | {name: other}))
+    assert RunDirectory(tmp_path, resume=True).newest == older
+    assert f"something else about {name}" in capsys.readouterr().err
 
 
 def test_what_only_moves_memory_and_speed_may_change_on_resume(tmp_path):
