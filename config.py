@@ -176,12 +176,11 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
 def _resumed(given: dict) -> dict:
     """The settings of the run to resume, with those flags that may differ."""
     path = Path(given["resume"]) / "config.json"
-    if not path.exists():
-        raise ValueError(f"--resume {given['resume']}: this is no run, there is no {path}")
     try:
         stored = {**json.loads(path.read_text())}
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as the settings of a run: {error}") from error
+        told = f"{path} cannot be read as the settings of a run: {error}"
+        raise ValueError(f"--resume {given['resume']}: this is no run, {told}") from error
     changed = {name: value for name, value in given.items() if name not in MAY_CHANGE}
     wrong = [f"{n} {stored.get(n)!r}, now {v!r}" for n, v in changed.items() if stored.get(n) != v]
     wrong += [f"{name}, which is no setting" for name in stored if name not in asdict(Config())]
@@ -217,6 +216,6 @@ def check(c: Config) -> None:
         f"--bf16_state would round updates with learning rate {rate:g} away, leave it out": rounded,
         "a plan is of ranks that train: leave rollout_ranks out": c.plan and c.rollout_ranks,
     }
-    for sentence, is_so in disagree.items():
-        if is_so:
+    for sentence, wrong in disagree.items():
+        if wrong:
             raise ValueError(sentence)
