@@ -5,14 +5,14 @@ episode now and then), `best/` (the best policy on the valid split, a Hugging Fa
 and at the end `result.json` and, with matplotlib, `curves.png`.
 
 A checkpoint has the states of networks and optimisers, written by torch's distributed checkpoint (DCP), so
-that any number of ranks can read them; `about.json` with the run's progress; and `prefetched.json`, episodes
-of the next iteration. Each file and directory is written beside the old one and then renamed: a run that was
-killed at any moment resumes from its newest checkpoint, and then equals an uninterrupted one.
+that any number of ranks can read them, and `about.json`: the run's progress, and episodes that were sampled
+for the next iteration. All of it is safetensors and JSON: reading somebody else's checkpoint runs no code.
+Each file and directory is written beside the old one and then renamed: a run that was killed at any moment
+resumes from its newest checkpoint, and then equals an uninterrupted one.
 """
 
 import json
 import os
-import pickle
 import shutil
 import sys
 import tempfile
@@ -21,29 +21,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
 )
 from transformers import PreTrainedModel
 
 from distributed import barrier, empty_copy, rank, team
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP on one process, as intended
-# What DCP's own metadata consists of.
-DCP_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-DCP_RECORDS = """
-Metadata MetadataIndex TensorStorageMetadata BytesStorageMetadata ChunkStorageMetadata StorageMeta
-TensorProperties _MEM_FORMAT_ENCODING _StorageInfo
-""".split()
-OTHER_RECORDS = (("torch", "Size"), ("pathlib", "PosixPath"), ("torch.serialization", "_get_layout"))
+# What about.json must have: the iterations done, the sizes of the logs, episodes, the sizes of the files.
+ABOUT = {"iteration": int, "metrics.jsonl": int, "dialogs.txt": int, "prefetched": list, "files": dict}
 
 
 # ---- files and directories that are always whole -----------------------------------------------------------
@@ -67,16 +57,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def check_replaceable(directory: Path) -> None:
-    """Check before the work that a model can be written to `directory` and replaces nothing but a model.
-
-    Raises: ValueError or OSError, one sentence.
-    """
+    """Check before the work that a model can be written to `directory` and replaces nothing but a model."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    beside = directory.with_name(directory.name + ".")
-    tempfile.TemporaryDirectory(prefix=beside.name, dir=beside.parent).cleanup()  # each rank makes its own
+    tempfile.TemporaryDirectory(dir=directory.parent).cleanup()  # each rank makes its own
     if directory.exists() and any(directory.iterdir()) and not any(directory.glob("*.safetensors")):
         raise ValueError(
-            f"{directory} holds something that is no model, and would be lost: give another place"
+            f"{directory} holds something that is no model and would be lost: give another place"
         )
 
 
@@ -96,16 +82,17 @@ class RunDirectory:
         saved = self.checkpoints()
         if not resume and (saved or (path / "result.json").exists()):
             raise ValueError(f"{path} holds a run: go on with --resume {path}, or give another --output")
-        damaged = {directory: reason for directory in saved if (reason := damage(directory))}
-        for directory, reason in damaged.items():
-            if rank() == 0:
-                print(f"{directory} is damaged and left out: {reason}", file=sys.stderr)
-        if saved and len(damaged) == len(saved):
-            raise ValueError(f"no checkpoint of {path} is whole: it cannot be resumed")
-        self.newest = [directory for directory in saved if directory not in damaged][-1] if saved else None
+        self.newest: Path | None = None
         self.progress = {"iteration": 0, "best": -1.0, "before": None, "metrics.jsonl": 0, "dialogs.txt": 0}
-        if self.newest:
-            self.progress = json.loads((self.newest / "about.json").read_text())
+        for directory in saved:
+            reason = damage(directory)
+            if not reason:
+                self.newest, self.progress = directory, json.loads((directory / "about.json").read_text())
+            elif rank() == 0:
+                print(f"{directory} is damaged and left out: {reason}", file=sys.stderr)
+        if saved and not self.newest:
+            raise ValueError(f"no checkpoint of {path} is whole: it cannot be resumed")
+        self.prefetched: list[dict] = self.progress.pop("prefetched", [])  # as plain JSON
         self.seconds: dict[str, float] = self.progress.setdefault("seconds", {})
 
     def checkpoints(self) -> list[Path]:
@@ -143,7 +130,7 @@ class RunDirectory:
         directory = self.path / "checkpoints" / f"{iteration:06d}"
         # At iteration 0 nothing can be lost, and DCP would count a step that the optimisers have not made.
         if iteration > 0 and not directory.exists():
-            save_checkpoint(directory, trained, self.progress, keep, prefetch(iteration))
+            save_checkpoint(directory, trained, self.progress | {"prefetched": prefetch(iteration)}, keep)
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------
@@ -164,36 +151,25 @@ def _state(trained: dict[str, tuple]) -> dict:
     }
 
 
-def _group() -> dict:
-    """The arguments that tell DCP which ranks take part."""
-    return {"process_group": team(), "no_dist": not dist.is_initialized()}
-
-
-def save_checkpoint(
-    directory: Path, trained: dict[str, tuple], about: dict, keep: int, prefetched: list
-) -> None:
+def save_checkpoint(directory: Path, trained: dict[str, tuple], about: dict, keep: int) -> None:
     """Write a checkpoint, and delete all but the newest `keep` of its kind.
 
-    Args:
-        trained: name to (network, optimiser, schedule); about: plain JSON, for about.json.
-        prefetched: episodes of the next iteration, as plain JSON.
-    Raises: OSError, one sentence, if it cannot be written; the older ones are left as they are.
+    Args: trained: name to (network, optimiser, schedule); about: plain JSON, for about.json.
     """
     beside = directory.with_name(directory.name + ".partial")
     if rank() == 0:
         shutil.rmtree(beside, ignore_errors=True)
     barrier()
     try:
-        group = _group()
-        dcp.save(_state(trained), checkpoint_id=beside, **group)
+        writer = dcp.HuggingFaceStorageWriter(beside, save_distributed=True)
+        dcp.save(_state(trained), storage_writer=writer, process_group=team())
         if rank() == 0:
-            (beside / "prefetched.json").write_text(json.dumps(prefetched))
             sizes = {path.name: path.stat().st_size for path in beside.iterdir()}
             (beside / "about.json").write_text(json.dumps(about | {"files": sizes}))
             replace_whole(directory, beside)
             for old in checkpoints(directory.parent)[:-keep]:
                 shutil.rmtree(old)
-    except (OSError, RuntimeError, CheckpointException) as error:
+    except (OSError, RuntimeError, dcp.CheckpointException) as error:
         shutil.rmtree(beside, ignore_errors=True)
         reason = str(error).strip().rpartition("\n")[2]
         raise OSError(f"{directory} could not be written ({reason}); older checkpoints are whole") from error
@@ -209,78 +185,25 @@ def damage(directory: Path) -> str:
     """What is wrong with the files of a checkpoint; empty if it is whole."""
     try:
         about = json.loads((directory / "about.json").read_text())
-        files = {**about.get("files", {".metadata": None})}
-        whole = all(type(about[name]) is int for name in ("iteration", "metrics.jsonl", "dialogs.txt"))
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        return f"about.json cannot be read: {error}"
-    if not whole:
-        return "about.json says no number of iterations, or no sizes of the logs"
-    for name, size in files.items():
-        if not (directory / name).exists():
-            return f"{name} is missing"
-        if size not in (None, found := (directory / name).stat().st_size):
-            return f"{name} has {found} bytes instead of {size}"
-    return ""
-
-
-def read_prefetched(directory: Path) -> list:
-    """The episodes of the next iteration that a checkpoint has, as plain JSON."""
-    path = directory / "prefetched.json"
-    try:
-        return [*json.loads(path.read_text())] if path.exists() else []
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """DCP pickles its metadata. A checkpoint from others must not run code: only plain records are read."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if name in DCP_RECORDS and module in DCP_MODULES or (module, name) in OTHER_RECORDS:
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name), torch.dtype):
-            return getattr(torch, name)
-        raise ValueError(f"its .metadata names {module}.{name}, which no checkpoint needs")
-
-
-class _Reader(dcp.FileSystemReader):
-    """Reads a checkpoint without running anything that it says."""
-
-    def read_metadata(self, *_arguments, **_named) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _TensorsOnly(dcp.DefaultLoadPlanner):
-    """Refuses what is not a tensor, because DCP would unpickle it."""
-
-    def load_bytes(self, read_item, value) -> None:
-        raise ValueError(
-            f"the checkpoint has {read_item.dest_index.fqn} as something that is no tensor: not read"
-        )
+        wrong = [name for name, kind in ABOUT.items() if type(about[name]) is not kind]
+        sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
+        wrong = wrong or [name for name, size in about["files"].items() if sizes.get(name) != size]
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        return f"about.json cannot be read: {error!r}"
+    return f"about.json says something else about {', '.join(wrong)}" if wrong else ""
 
 
 def restore_checkpoint(directory: Path, trained: dict[str, tuple], updates: int) -> None:
     """Restore networks, optimisers and schedules as after so many `updates`, on any number of ranks."""
-    state = _state(trained)
-    group = _group()
+    reader = dcp.HuggingFaceStorageReader(directory)
     try:
-        dcp.load(state, storage_reader=_Reader(directory), planner=_TensorsOnly(), **group)
-    except CheckpointException as error:
+        dcp.load(_state(trained), storage_reader=reader, process_group=team())  # into the same tensors
+    except dcp.CheckpointException as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise ValueError(f"{directory} cannot be read: {reason}") from error
-    for name, (network, optimiser, schedule) in trained.items():
-        groups = get_optimizer_state_dict(network, optimiser)["param_groups"]
-        set_model_state_dict(network, state[name]["network"])
-        set_optimizer_state_dict(network, optimiser, state[name]["optimiser"] | {"param_groups": groups})
-        schedule.last_epoch = updates
-        for group, base, factor in zip(
-            optimiser.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
-        ):
-            group["lr"] = base * factor(updates)
+    for _, _, schedule in trained.values():
+        schedule.last_epoch = updates - 1
+        schedule.step()
 
 
 # ---- models ------------------------------------------------------------------------------------------------

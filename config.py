@@ -27,19 +27,12 @@ def option(default, text: str):
 class Config:
     """Every setting of a run; each field is a flag of the command line. The defaults are the preset `toy`."""
 
-    model: str = option(
-        "", "Hugging Face directory or hub name; empty: the toy world's own model, built when missing"
-    )
+    model: str = option("", "Hugging Face directory or hub name; empty: the toy world's own model")
     problems: str = option("toy", "toy, code_contests, humaneval_plus, mbpp_plus, or a file of problems")
     train_split: str = option("train", "split to train on")
-    valid_split: str = option(
-        "valid", "split that chooses the best policy; empty: no evaluation while training"
-    )
+    valid_split: str = option("valid", "split that chooses the best policy; empty: the last one is kept")
     test_split: str = option("test", "split of the table before and after; empty: no table")
-    holdout: float = option(
-        0.0,
-        "share of a file's problems to keep for valid and test, half for each, by a hash of the name",
-    )
+    holdout: float = option(0.0, "share of a file's problems to keep for valid and test, half for each")
     limit_problems: int = option(0, "use only this number of problems from each split, the first; 0: all")
     output: str = option("runs/toy", "directory of the run")
     chat_template: str = option("", "file with a chat template, for base models that have none")
@@ -50,9 +43,7 @@ class Config:
     cpu_offload: bool = option(False, "keep weights and optimiser state in main memory")
     gather_weights: bool = option(True, "sample with whole weights on every rank; else gather layer by layer")
     rollout_ranks: int = option(0, "number of ranks, the last ones, that only sample; the others train")
-    overlap: bool = option(
-        True, "with rollout_ranks: sample while training, with weights one iteration old; else in turns"
-    )
+    overlap: bool = option(True, "rollout_ranks sample during training, with old weights; else in turns")
     attention: str = option("", "transformers' attention, sdpa or eager; empty: what it chooses")
     gguf_file: str = option("", "file of --model that holds its weights as GGUF")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
@@ -112,13 +103,10 @@ class Config:
 
     def check_ranks(self, ranks: int) -> None:
         """Raises: ValueError if this number of ranks cannot share the work."""
-        learners = ranks - self.rollout_ranks
-        if learners < 1:
-            raise ValueError(f"rollout_ranks {self.rollout_ranks} leaves no rank of {ranks} to train")
-        if self.minibatch_episodes % learners:
-            raise ValueError(
-                f"minibatch_episodes {self.minibatch_episodes} does not divide by {learners} ranks that train"
-            )
+        learners, minibatch = ranks - self.rollout_ranks, self.minibatch_episodes
+        if learners < 1 or minibatch % learners:
+            left = f"{ranks} ranks less rollout_ranks {self.rollout_ranks} leave {learners} to train"
+            raise ValueError(f"{left}, but minibatch_episodes {minibatch} must be a multiple of these")
 
     @property
     def state_dtype(self) -> str:
@@ -152,26 +140,18 @@ PRESETS = {
 }
 
 
+ATTENTION = ("", "sdpa", "eager")
+DTYPES = {name for name, thing in vars(torch).items() if isinstance(thing, torch.dtype)}
+MAY_BE_0 = ("limit_problems", "rollout_ranks", "seed", "iterations")
 # AdamW changes a weight by about the learning rate; bf16 weights of 0.02 are 1e-4 apart. In 200 updates with
 # noisy gradients 0.3 % of them moved at 2e-7, 15 % at 1e-5 and 87 % at 1e-4.
 BF16_STATE_RATE = 1e-4
-# What a resumed run may change without becoming another run.
-MAY_CHANGE = {
-    "resume",
-    "output",
-    "iterations",
-    "device",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "show_every",
-    # These only trade memory against speed: a run that ran out of memory can go on.
-    "batch_rows",
-    "microbatch_tokens",
-    "logits_chunk",
-    "gather_weights",
-    "cpu_offload",
-    "gradient_checkpointing",
-}
+# What a resumed run may change without becoming another run. The last six only trade memory against speed: a
+# run that ran out of memory can go on.
+MAY_CHANGE = """
+resume output iterations device checkpoint_every keep_checkpoints show_every
+batch_rows microbatch_tokens logits_chunk gather_weights cpu_offload gradient_checkpointing
+""".split()
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> Config:
@@ -187,62 +167,55 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
     given = vars(parser.parse_args(arguments))
     given = PRESETS[given.pop("preset") or "toy"] | given
     if "resume" in given:
-        if not (settings := Path(given["resume"]) / "config.json").exists():
-            raise ValueError(f"--resume {given['resume']}: this is no run, there is no {settings}")
-        try:
-            stored = {**json.loads(settings.read_text())}
-        except (OSError, TypeError, ValueError) as error:
-            raise ValueError(f"{settings} cannot be read as the settings of a run: {error}") from error
-        wrong = [
-            f"{name} {stored.get(name, 'unknown')!r}, now {value!r}"
-            for name, value in given.items()
-            if name not in MAY_CHANGE and stored.get(name) != value
-        ]
-        wrong += [f"{name}, which is no setting" for name in stored if name not in asdict(Config())]
-        if wrong:
-            raise ValueError(f"{given['resume']} was started with {'; '.join(wrong)}")
-        given = stored | given | {"output": given["resume"]}
+        given = _resumed(given)
     config = replace(Config(), **given)
-    may_be_0 = ("limit_problems", "rollout_ranks", "seed", "iterations")
+    check(config)
+    return config
+
+
+def _resumed(given: dict) -> dict:
+    """The settings of the run to resume, with those flags that may differ."""
+    path = Path(given["resume"]) / "config.json"
+    try:
+        stored = {**json.loads(path.read_text())}
+    except (OSError, TypeError, ValueError) as error:
+        told = f"{path} cannot be read as the settings of a run: {error}"
+        raise ValueError(f"--resume {given['resume']}: this is no run, {told}") from error
+    changed = {name: value for name, value in given.items() if name not in MAY_CHANGE}
+    wrong = [f"{n} {stored.get(n)!r}, now {v!r}" for n, v in changed.items() if stored.get(n) != v]
+    wrong += [f"{name}, which is no setting" for name in stored if name not in asdict(Config())]
+    if wrong:
+        raise ValueError(f"{given['resume']} was started with {'; '.join(wrong)}")
+    return stored | given | {"output": given["resume"]}
+
+
+def check(c: Config) -> None:
+    """Raises: ValueError, one sentence, for a setting that no run can use or settings that disagree."""
     for entry in fields(Config):
-        value, least = getattr(config, entry.name), int(entry.name not in may_be_0)
+        value, least = getattr(c, entry.name), int(entry.name not in MAY_BE_0)
         kinds = (int, float) if entry.type is float else entry.type
         if not isinstance(value, kinds) or (entry.type is float and not 0 <= value < math.inf):
             wanted = "finite number, not negative" if entry.type is float else entry.type.__name__
             raise ValueError(f"{entry.name} is {value!r}, but must be a {wanted}")
         if entry.type is int and value < least:
             raise ValueError(f"{entry.name} is {value}, but must be at least {least}")
-    if config.temperature <= 0:
-        raise ValueError(f"temperature is {config.temperature}, but training needs one above 0")
-    if not 0 < config.evaluation_top_p <= 1:
-        raise ValueError(f"evaluation_top_p is {config.evaluation_top_p}, but must be above 0 and at most 1")
-    check_feedback(config.feedback)
-    if config.attention not in ("", "sdpa", "eager"):
-        raise ValueError(f"sampling needs --attention sdpa or eager, not {config.attention}")
-    if not isinstance(getattr(torch, config.dtype, None), torch.dtype):
-        raise ValueError(f"dtype is {config.dtype!r}, which torch does not know")
-    check_device(config.device)
-    if not config.model and (config.plan or config.problems != "toy"):
-        raise ValueError(
-            f"{'a plan needs' if config.plan else config.problems + ' needs'} a --model: the toy world's own "
-            "knows only the toy's problems"
-        )
-    if config.batch_episodes % config.minibatch_episodes:
-        raise ValueError(
-            f"batch_episodes {config.batch_episodes} is not a multiple of "
-            f"minibatch_episodes {config.minibatch_episodes}"
-        )
-    if config.microbatch_tokens < config.context:
-        raise ValueError(
-            f"microbatch_tokens {config.microbatch_tokens} is less than context {config.context}: "
-            "the longest dialog would not fit a micro-batch"
-        )
-    slowest = min(config.learning_rate, config.value_learning_rate)
-    if config.bf16_state and config.dtype != "float32" and slowest < BF16_STATE_RATE:
-        raise ValueError(
-            f"learning rate {slowest:g} is below {BF16_STATE_RATE:g}: most updates of --bf16_state would be "
-            "rounded away, leave it out"
-        )
-    if config.plan and config.rollout_ranks:
-        raise ValueError("plan knows only ranks that train: leave rollout_ranks out, and them out of ranks")
-    return config
+    check_feedback(c.feedback)
+    check_device(c.device)
+    top_p, batch, minibatch = c.evaluation_top_p, c.batch_episodes, c.minibatch_episodes
+    rate, tokens = min(c.learning_rate, c.value_learning_rate), c.microbatch_tokens
+    rounded = c.bf16_state and c.dtype != "float32" and rate < BF16_STATE_RATE
+    no_model = not c.model and (c.plan or c.problems != "toy")
+    disagree = {
+        f"temperature is {c.temperature}, but training needs one above 0": c.temperature == 0,
+        f"evaluation_top_p is {top_p}, but must be above 0 and at most 1": not 0 < top_p <= 1,
+        f"sampling needs --attention sdpa or eager, not {c.attention}": c.attention not in ATTENTION,
+        f"dtype is {c.dtype!r}, which torch does not know": c.dtype not in DTYPES,
+        f"{'a plan' if c.plan else c.problems} needs a --model: the toy's own knows only the toy": no_model,
+        f"batch_episodes {batch} is not a multiple of minibatch_episodes {minibatch}": batch % minibatch,
+        f"microbatch_tokens {tokens} cannot hold a dialog of context {c.context}": tokens < c.context,
+        f"--bf16_state would round updates with learning rate {rate:g} away, leave it out": rounded,
+        "a plan is of ranks that train: leave rollout_ranks out": c.plan and c.rollout_ranks,
+    }
+    for sentence, wrong in disagree.items():
+        if wrong:
+            raise ValueError(sentence)

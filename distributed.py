@@ -36,15 +36,7 @@ import torch.distributed.checkpoint as dcp
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    OffloadPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
+from torch.distributed import fsdp
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -129,27 +121,25 @@ def process_group(device: str, unsharded: bool = True) -> Iterator[str]:
     if device.startswith("cuda"):
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
-    together = "RANK" in os.environ
-    if not together and unsharded:
-        yield device
-        return
     # Gloo too where there are GPUs: for Python objects and offloaded parameters.
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    store = None if together else dist.HashStore()
-    place = {} if together else {"store": store, "rank": 0, "world_size": 1}
-    dist.init_process_group(backend, timeout=TIMEOUT, **place)
-    if together:
-        threading.Thread(target=_end_with_failed_rank, daemon=True).start()
-    try:
+    if "RANK" not in os.environ:
+        if not unsharded:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         yield device
-        dist.barrier()  # of both teams
-    except BaseException:
-        if together:
+    else:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        threading.Thread(target=_end_with_failed_rank, daemon=True).start()
+        try:
+            yield device
+            dist.barrier()  # of both teams
+        except BaseException:
             _rendezvous().compare_set("failed", "", str(dist.get_rank()))  # the first that fails prints why
-        raise
-    finally:
-        _team = None
-    dist.destroy_process_group()
+            raise
+        finally:
+            _team = None
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _rendezvous() -> dist.TCPStore:
@@ -217,26 +207,17 @@ def sandbox_workers() -> int:
 
 
 def find_model(model: str, gguf_file: str = "") -> Path:
-    """The directory of a model with weights in it; a hub name is downloaded, by rank 0 first.
-
-    Raises: ValueError, one sentence, if there is no such model or it has no weights.
-    """
+    """The directory of a model with weights in it; a hub name is downloaded, by one rank a node."""
     missing = [name for name in ("gguf", "accelerate") if gguf_file and not importlib.util.find_spec(name)]
     if missing:
         raise ValueError(f"--gguf_file needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-    directory = Path(model)
+    directory, wanted = Path(model), [gguf_file] if gguf_file else HUB_FILES
     if not directory.is_dir():
-        for step in range(2):
-            if rank() == 0 or step == 1:
-                try:
-                    wanted = [gguf_file] if gguf_file else HUB_FILES
-                    directory = Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns="*/*"))
-                except (OSError, ValueError) as error:
-                    reason = type(error).__name__
-                    raise ValueError(
-                        f"{model} is not a directory, and the Hugging Face hub does not give it ({reason})"
-                    ) from error
-            barrier()
+        try:  # the ranks lock the files that they download
+            directory = Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns="*/*"))
+        except (OSError, ValueError) as error:
+            told = f"and the Hugging Face hub does not give it ({type(error).__name__})"
+            raise ValueError(f"{model} is not a directory, {told}") from error
     wanted = [gguf_file] if gguf_file else WEIGHT_FILES
     if not any(any(directory.glob(pattern)) for pattern in wanted):
         names = ", ".join(sorted(path.name for path in directory.iterdir())) or "nothing"
@@ -245,14 +226,10 @@ def find_model(model: str, gguf_file: str = "") -> Path:
 
 
 def load_tokenizer(model: str, chat_template: str = "", gguf_file: str = ""):
-    """The tokenizer of a model, with its own chat template or that of the file `chat_template`.
-
-    Raises: ValueError, one sentence, if there is no tokenizer or no template.
-    """
+    """The tokenizer of a model, with its own chat template or that of the file `chat_template`."""
     directory = find_model(model, gguf_file)
     try:
-        gguf = {"gguf_file": gguf_file} if gguf_file else {}
-        tokenizer = AutoTokenizer.from_pretrained(directory, **LOCAL, **gguf)
+        tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=gguf_file or None, **LOCAL)
     except Exception as error:  # transformers raises what its parsers raise
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{model} has no tokenizer that transformers can read: {reason}") from error
@@ -264,10 +241,10 @@ def load_tokenizer(model: str, chat_template: str = "", gguf_file: str = ""):
 
 
 def load_config(model: str, gguf_file: str = "") -> PretrainedConfig:
-    """A model's configuration. Raises: ValueError, one sentence, if there is none that transformers knows."""
-    directory, gguf = find_model(model, gguf_file), {"gguf_file": gguf_file} if gguf_file else {}
+    """A model's configuration."""
+    directory = find_model(model, gguf_file)
     try:
-        return AutoConfig.from_pretrained(directory, **LOCAL, **gguf)
+        return AutoConfig.from_pretrained(directory, gguf_file=gguf_file or None, **LOCAL)
     except (ImportError, KeyError, OSError, ValueError) as error:
         raise ValueError(f"{model} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
 
@@ -292,23 +269,21 @@ def load_model(
             optimiser sees, and so of its state (default: `dtype`). They may differ only when sharded.
         attention: transformers' name of the implementation, sdpa or eager; empty: what it chooses.
         wrap: given the LM, returns the network to be trained (the critic).
-    Raises: ValueError, one sentence, if the model cannot be loaded.
     """
     directory, config = find_model(model, gguf_file), load_config(model, gguf_file)
-    how = {"attn_implementation": attention} if attention else {}
+    how = {"attn_implementation": attention or None}
     try:
         if dist.is_initialized():
             with torch.device("meta"):
-                dtype_of_state = getattr(torch, state_dtype or dtype)
-                language_model = AutoModelForCausalLM.from_config(config, dtype=dtype_of_state, **how)
+                of_state = getattr(torch, state_dtype or dtype)
+                language_model = AutoModelForCausalLM.from_config(config, dtype=of_state, **how)
             if (directory / "generation_config.json").exists():
                 language_model.generation_config = GenerationConfig.from_pretrained(directory)
         else:
+            how |= {"config": config, "dtype": dtype, **LOCAL}
             if gguf_file:  # else transformers leaves the weights in their blocks, which cannot be trained
                 how |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-            language_model = AutoModelForCausalLM.from_pretrained(
-                directory, config=config, dtype=dtype, **LOCAL, **how
-            )
+            language_model = AutoModelForCausalLM.from_pretrained(directory, **how)
     except (ImportError, OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{model} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
     use_float32_logits(language_model)
@@ -322,11 +297,9 @@ def load_model(
     return network.eval()
 
 
-def _shard(
-    language_model, wrap, directory: Path, device: str, dtype: torch.dtype, offload: bool
-) -> nn.Module:
+def _shard(language_model, wrap, directory: Path, device: str, dtype: torch.dtype, offload: bool):
     """Shard a model of the meta device, then read each rank's pieces: no rank ever holds all of it."""
-    reader = HuggingFaceStorageReader(str(directory))
+    reader = dcp.HuggingFaceStorageReader(str(directory))
     in_files = reader.read_metadata().state_dict_metadata.keys()
     # Parameters and buffers as the files name them; of tied weights the last name counts, one in the files.
     stored = revert_weight_conversion(language_model, language_model.state_dict(keep_vars=True))
@@ -336,15 +309,16 @@ def _shard(
         raise ValueError(f"{directory} stores each expert by itself, which cannot be sharded: {way}")
     network = wrap(language_model)
     names = {own: stored_names.get(id(t)) for own, t in network.state_dict(keep_vars=True).items()}
-    options = {"mesh": dist.DeviceMesh.from_group(_team or dist.group.WORLD, device.partition(":")[0])}
-    options["offload_policy"] = CPUOffloadPolicy(pin_memory=device != "cpu") if offload else OffloadPolicy()
-    mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    new = [m for m in network.modules() if {id(p) for p in m.parameters(recurse=False)} - stored_names.keys()]
-    for head in new:
-        fully_shard(head, **options)  # a new head keeps its own number type, fp32
+    mesh = dist.DeviceMesh.from_group(_team or dist.group.WORLD, device.partition(":")[0])
+    keep = fsdp.CPUOffloadPolicy(pin_memory=device != "cpu") if offload else fsdp.OffloadPolicy()
+    options = {"mesh": mesh, "offload_policy": keep}
+    mixed = fsdp.MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for module in list(network.modules()):
+        if {id(parameter) for parameter in module.parameters(recurse=False)} - stored_names.keys():
+            fsdp.fully_shard(module, **options)  # a new head keeps its own number type, fp32
     for part in (*layers_of(language_model), network):
-        fully_shard(part, mp_policy=mixed, **options)
-    for part in (module for module in network.modules() if isinstance(module, FSDPModule)):
+        fsdp.fully_shard(part, mp_policy=mixed, **options)
+    for part in (module for module in network.modules() if isinstance(module, fsdp.FSDPModule)):
         part.set_force_sum_reduction_for_comms(True)  # gloo has no other; with factor 1 it is a plain sum
         part.set_gradient_divide_factor(1.0)
     for module in network.modules():
@@ -358,12 +332,9 @@ def _shard(
         parameter._is_hf_initialized = True  # it will be read
     language_model.initialize_weights()  # rotary frequencies, an embedding's scale: computed, not stored
     wanted = {names[own]: t.detach() for own, t in network.state_dict(keep_vars=True).items() if names[own]}
-    missing = sorted(wanted.keys() - in_files)
-    if missing:
-        raise ValueError(
-            f"the safetensors of {directory} lack {len(missing)} of {len(wanted)} weights, such as "
-            f"{missing[0]}: save it once more with transformers' from_pretrained and save_pretrained"
-        )
+    if missing := sorted(wanted.keys() - in_files):
+        remedy = "save it once more with transformers' from_pretrained and save_pretrained"
+        raise ValueError(f"the safetensors of {directory} lack weights such as {missing[0]}: {remedy}")
     dcp.load(wanted, storage_reader=reader, process_group=_team)
     return network
 
@@ -373,17 +344,17 @@ def _shard(
 
 def as_forward(function: Callable, model: nn.Module, *arguments):
     """Call function(model, *arguments) with the root's weights gathered, as FSDP2 does for `forward`."""
-    if not isinstance(model, FSDPModule):
+    if not isinstance(model, fsdp.FSDPModule):
         return function(model, *arguments)
     model.as_forward = MethodType(function, model)
-    register_fsdp_forward_method(model, "as_forward")
+    fsdp.register_fsdp_forward_method(model, "as_forward")
     return model.as_forward(*arguments)
 
 
 def free_gathered(*networks: nn.Module) -> None:
     """Free the root's gathered weights, where no backward pass will."""
     for network in networks:
-        if isinstance(network, FSDPModule):
+        if isinstance(network, fsdp.FSDPModule):
             network.reshard()
 
 

@@ -36,41 +36,32 @@ from value_head import trunk_of, use_float32_logits
 
 def draw_problems(problems: Sequence[Problem], iteration: int, config: Config) -> list[Problem]:
     """The problems of an iteration: whole passes over the training set, each in an order of its own."""
-    first = iteration * config.batch_episodes
-    positions = range(first, first + config.batch_episodes)
-    orders = {
-        epoch: np.random.default_rng([config.seed, epoch]).permutation(len(problems))
-        for epoch in {position // len(problems) for position in positions}
-    }
-    return [problems[int(orders[p // len(problems)][p % len(problems)])] for p in positions]
-
-
-def load_split(config: Config, name: str, chat: Chat) -> Sequence[Problem]:
-    """The problems of a split whose prompts leave room for a response; none if `name` is empty."""
-    problems = load_problems(config.problems, name, config.holdout) if name else []
-    problems = problems[: config.limit_problems] if config.limit_problems else problems
-    places = fitting(problems, chat, config.sampling())
-    if len(places) == len(problems):
-        return problems
-    message = too_long(problems, places, f"{name} problems", config.sampling())
-    if not places:
-        raise ValueError(message)
-    if rank() == 0:
-        print(f"left out: {message}", file=sys.stderr)
-    return select(problems, places)
+    first, size = iteration * config.batch_episodes, len(problems)
+    last = first + config.batch_episodes - 1
+    generators = (np.random.default_rng([config.seed, n]) for n in range(first // size, last // size + 1))
+    order = np.concatenate([generator.permutation(size) for generator in generators])
+    return [problems[int(i)] for i in order[first % size :][: config.batch_episodes]]
 
 
 def load_splits(config: Config, chat: Chat) -> list[Sequence[Problem]]:
-    """The problems of the splits train, valid and test."""
+    """The problems of the splits train, valid and test whose prompts leave room for a response."""
     names = (config.train_split, config.valid_split, config.test_split)
     if rank() == 0 and one_for_all_splits(config.problems) and not config.holdout and any(names[1:]):
         told = "is train, valid and test at once; --holdout 0.1 keeps a tenth of it for the last two"
         print(f"{config.problems} {told}")
-    splits = [load_split(config, name, chat) for name in names]
-    if names[2] and len(splits[2]) < 2:
-        raise ValueError(
-            "the table before and after needs two test problems, for random feedback comes from another"
-        )
+    splits: list[Sequence[Problem]] = []
+    for name in names:
+        problems = load_problems(config.problems, name, config.holdout) if name else []
+        problems = problems[: config.limit_problems or None]
+        places = fitting(problems, chat, config.sampling())
+        if len(places) < len(problems):
+            message = too_long(problems, places, f"{name} problems", config.sampling())
+            if not places:
+                raise ValueError(message)
+            if rank() == 0:
+                print(f"left out: {message}", file=sys.stderr)
+            problems = select(problems, places)
+        splits.append(problems)
     return splits
 
 
@@ -94,16 +85,10 @@ class Sampler:
         Episode i draws its noise from the stream (seed, first_index + i), whatever the number of ranks.
         """
         config, mine = self.config, share(len(problems))
-        stream, progress = (seed, first_index + mine.start), rank() == 0
+        how = settings, seed, first_index + mine.start, rank() == 0, others
         with for_sampling(policy, config.device, config.dtype, config.gather_weights) as model:
-            episodes = rollout(
-                model, self.chat, problems[mine], self.sandbox, settings, *stream, progress, others
-            )
-        # Problems are not sent: their tests can be large, and every rank has them.
-        everyone = gather([replace(episode, problem=None) for episode in episodes])
-        return [
-            replace(episode, problem=problem) for episode, problem in zip(everyone, problems, strict=True)
-        ]
+            episodes = rollout(model, self.chat, problems[mine], self.sandbox, *how)
+        return _with_problems(gather(_without_problems(episodes)), problems)
 
     def batch(self, policy: PreTrainedModel, iteration: int) -> list[Episode]:
         """The training episodes of an iteration."""
@@ -139,23 +124,13 @@ class StopRequest:
 class EpisodeSource:
     """The episodes of each iteration, for the ranks that train."""
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        policy: PreTrainedModel,
-        first: int,
-        prefetched: list[dict],
-        stopped: Callable[[], bool],
-    ) -> None:
+    def __init__(self, sampler: Sampler, policy, first: int, prefetched: list[dict], stopped: Callable):
         """Args: first: the next iteration; prefetched: its episodes, if a checkpoint has them."""
-        self.sampler, self.policy, self.stopped = sampler, policy, stopped
+        self.sampler, self.policy, self.stopped, self.config = sampler, policy, stopped, sampler.config
         stopped()  # from now on a signal stops the run where no work is lost
-        self.config = sampler.config
         self.overlap = self.config.rollout_ranks > 0 and self.config.overlap
-        self.prefetched = {first: [_from_json(entry) for entry in prefetched]} if prefetched else {}
-        if first == self.config.iterations:
-            self._release_samplers()
-        elif self.overlap and not prefetched:
+        self.prefetched = [_from_json(entry) for entry in prefetched]  # received, not yet used
+        if self.overlap and not prefetched and first < self.config.iterations:
             give_weights(policy, self.config.dtype)
 
     def stop_requested(self) -> bool:
@@ -165,17 +140,12 @@ class EpisodeSource:
     def take(self, iteration: int) -> list[Episode] | None:
         """The episodes of an iteration; None if a stop was requested before they were used."""
         if not self.overlap and self.stop_requested():
-            self._release_samplers()
             return None
         episodes = self._fetch(iteration)
         if self.stop_requested():  # sampling may have taken long
-            self.prefetched = {iteration: episodes}
-            self._release_samplers()
             return None
-        self.prefetched = {}
-        if iteration + 1 == self.config.iterations:
-            self._release_samplers()
-        elif self.overlap:
+        self.prefetched = []
+        if self.overlap and iteration + 1 < self.config.iterations:
             give_weights(self.policy, self.config.dtype)  # they sample the next batch during the updates
         return episodes
 
@@ -186,19 +156,19 @@ class EpisodeSource:
         """
         if not self.overlap or iteration == self.config.iterations:
             return []
-        self.prefetched = {iteration: self._fetch(iteration)}
-        return [asdict(_without_tests(episode)) for episode in self.prefetched[iteration]]
+        self._fetch(iteration)
+        return [asdict(episode) for episode in self.prefetched]
 
     def _fetch(self, iteration: int) -> list[Episode]:
-        if iteration in self.prefetched:
-            return self.prefetched[iteration]
         if not self.config.rollout_ranks:
             return self.sampler.batch(self.policy, iteration)
-        if not self.overlap:
-            give_weights(self.policy, self.config.dtype)
-        return broadcast(None, -self.config.rollout_ranks)
+        if not self.prefetched:
+            if not self.overlap:
+                give_weights(self.policy, self.config.dtype)
+            self.prefetched = broadcast(None, -self.config.rollout_ranks)
+        return _with_problems(self.prefetched, draw_problems(self.sampler.training, iteration, self.config))
 
-    def _release_samplers(self) -> None:
+    def close(self) -> None:
         """Tell the ranks that only sample that no more weights will come."""
         if self.config.rollout_ranks:
             give_weights(None, self.config.dtype)
@@ -210,24 +180,27 @@ def sample_for_learners(sampler: Sampler, policy: FSDPModule, first: int) -> Non
     Args: first: the first iteration whose episodes are not in the checkpoint.
     """
     while take_weights(policy):
-        episodes = [_without_tests(episode) for episode in sampler.batch(policy, first)]
-        broadcast(episodes, -sampler.config.rollout_ranks)
+        broadcast(_without_problems(sampler.batch(policy, first)), -sampler.config.rollout_ranks)
         first += 1
 
 
-def _without_tests(episode: Episode) -> Episode:
-    """The same episode with only the name of its problem: tests can be large and have been run."""
-    return replace(episode, problem=Problem(episode.problem.name, "", (), ()))
+def _without_problems(episodes: Sequence[Episode]) -> list[Episode]:
+    """To be sent: the tests of problems can be large, and every rank has them."""
+    return [replace(episode, problem=None) for episode in episodes]
+
+
+def _with_problems(episodes: Sequence[Episode], problems: Sequence[Problem]) -> list[Episode]:
+    return [replace(episode, problem=p) for episode, p in zip(episodes, problems, strict=True)]
 
 
 def _from_json(entry: dict) -> Episode:
-    """The inverse of `asdict` for an episode without tests."""
+    """The inverse of `asdict` for an episode without its problem."""
     turns = [Turn(**turn) for turn in entry["turns"]]
     for turn in turns:
         turn.results = turn.results and [
             TestResult(**r | {"verdict": Verdict(r["verdict"])}) for r in turn.results
         ]
-    return Episode(**entry | {"problem": Problem(entry["problem"]["name"], "", (), ()), "turns": turns})
+    return Episode(**entry | {"turns": turns})
 
 
 # ---- the policy's weights, for those that sample -----------------------------------------------------------

@@ -11,15 +11,14 @@ counts as L samples, so n@k draws floor(k / L) rollouts. The directory of a run 
 `summary.json` and, with matplotlib, the pictures of `tools/plots.py`. Calling it again continues a run that
 was stopped, with the same result, because a rollout's noise depends on (seed, index) only.
 
-Differs: standard errors are bootstrapped over problems, and random feedback comes from problems of the same
-split. Not here: several devices.
+Differs: standard errors are over problems, and random feedback comes from problems of the same split. Not
+here: several devices.
 """
 
 import argparse
+import csv
 import json
 import re
-import sys
-import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -40,8 +39,9 @@ from rollout import FEEDBACK, Episode, RolloutSettings, fitting, rollout, too_lo
 from sampling import check_architecture, check_logits, within_positions
 from sandbox import Sandbox, Verdict
 from sources import load_problems
-from tools import paper, plan, plots
+from tools import plan, plots
 
+PAPER = Path(__file__).parent / "benchmarks" / "paper.csv"
 COMPARED = "public_passed solved recovered repeats chrf false_positives solved_per_1000_tokens".split()
 OUTCOMES = ("no valid code", *(verdict.value for verdict in Verdict if verdict != Verdict.PASSED), "passed")
 
@@ -90,11 +90,9 @@ def problem_scores(records: Sequence[dict], measure: str, turn_limit: int) -> di
     return {name: n_at_k(c["all"], c["passed"], c["solved"], n, draws) for name, c in counts.items()}
 
 
-def standard_error(scores: Sequence[float], resamples: int = 1000) -> float:
-    """Bootstrap standard error of the mean over problems."""
-    values = np.asarray(scores, dtype=float)  # (P,)
-    picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))  # (resamples, P)
-    return float(values[picks].mean(1).std())
+def standard_error(scores: Sequence[float]) -> float:
+    """Standard error of the mean over problems: what a bootstrap of the problems converges to."""
+    return float(np.std(scores) / len(scores) ** 0.5)
 
 
 def chrf(hypothesis: str, reference: str) -> float:
@@ -117,8 +115,8 @@ def _mean(values: Iterable[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def record(episode: Episode, wall_seconds: float = 0.0) -> dict:
-    """An episode as the dict in `episodes.jsonl`; `wall_seconds` is its share of the batch's time."""
+def record(episode: Episode) -> dict:
+    """An episode as the dict in `episodes.jsonl`."""
     dialog = [{"role": "user", "content": first_message(episode.problem)}]
     for turn in episode.turns:
         dialog.append({"role": "assistant", "content": turn.text})
@@ -127,9 +125,7 @@ def record(episode: Episode, wall_seconds: float = 0.0) -> dict:
     return {name: getattr(episode, name) for name in ("index", "public_passed", "solved", "truncated")} | {
         "problem": episode.problem.name,
         "group": episode.problem.group,
-        "public_tests": len(episode.problem.public_tests),
         "ids": len(episode.ids),
-        "wall_seconds": wall_seconds,
         "turns": [
             {name: getattr(t, name) for name in of_turn} | {"tokens": t.end - t.start} for t in episode.turns
         ],
@@ -159,18 +155,12 @@ def dialog_statistics(records: Sequence[dict], turn_limit: int) -> dict:
 
 
 def summarise(records: Sequence[dict], turn_limit: int) -> dict:
-    """All statistics of some rollouts, as plain JSON. Most are shares of the rollouts.
+    """All statistics of some rollouts, as plain JSON: `dialog_statistics` and more.
 
     `outcomes`, `transitions` (from one response to the next) and `chrf_histogram` (ten bins) are counts.
     `recovered` is the share solved of the rollouts whose first response failed, `false_positives` the share
     not solved of those that pass the public tests.
     """
-
-    def solved_by(key: str) -> dict[str, float]:
-        values = sorted({entry[key] for entry in records})
-        return {str(value): _mean(e["solved"] for e in records if e[key] == value) for value in values}
-
-    statistics = dialog_statistics(records, turn_limit)
     turns = [turn for entry in records for turn in entry["turns"]]
     pairs = [pair for entry in records for pair in pairwise(entry["turns"])]
     by_turn = [[e["turns"][t] for e in records if t < len(e["turns"])] for t in range(turn_limit)]
@@ -178,36 +168,27 @@ def summarise(records: Sequence[dict], turn_limit: int) -> dict:
     transitions = Counter((before["outcome"], after["outcome"]) for before, after in pairs)
     similarity = [chrf(b["code"], a["code"]) for a, b in pairs if a["code"] and b["code"]]
     tokens = sum(turn["tokens"] for turn in turns)
-    return {
+    groups = sorted({entry["group"] for entry in records})
+    return dialog_statistics(records, turn_limit) | {
         "rollouts": len(records),
-        "solved": statistics["solved"],
         "public_passed": _mean(entry["public_passed"] for entry in records),
-        "solved_by_turn": statistics["solved_by_turn"],
-        "by_group": solved_by("group"),
-        "by_public_tests": solved_by("public_tests"),
+        "by_group": {group: _mean(e["solved"] for e in records if e["group"] == group) for group in groups},
         "false_positives": _mean(not entry["solved"] for entry in records if entry["public_passed"]),
         "outcomes": {f"turn {t}": {kind: of[kind] for kind in OUTCOMES} for t, of in enumerate(outcomes, 1)},
         "transitions": {a: {b: transitions[a, b] for b in OUTCOMES} for a in OUTCOMES[:-1]},
         "recovered": _mean(e["solved"] for e in records if e["turns"][0]["outcome"] != "passed"),
-        "repeats": statistics["repeats"],
         "chrf": _mean(similarity),
         "chrf_histogram": np.histogram(similarity, bins=10, range=(0, 100))[0].tolist(),
         "response_tokens": [_mean(turn["tokens"] for turn in same_turn) for same_turn in by_turn],
-        "truncated_responses": statistics["truncated_responses"],
-        "truncated_dialogs": statistics["truncated_dialogs"],
         "generated_tokens": tokens,
         "prompt_tokens": sum(entry["ids"] for entry in records) - tokens,
         "sandbox_seconds": sum(turn["sandbox_seconds"] for turn in turns),
-        "wall_seconds": sum(entry["wall_seconds"] for entry in records),
         "solved_per_1000_tokens": 1000 * sum(entry["solved"] for entry in records) / max(1, tokens),
     }
 
 
 def read_run(directory: Path) -> tuple[dict, list[dict]]:
-    """Settings and records of a run, without a last line that a crash has cut.
-
-    Raises: ValueError, one sentence, if `directory` is no run of this program.
-    """
+    """Settings and records of a run, without a last line that a crash has cut."""
     try:
         lines = (directory / "episodes.jsonl").read_text().split("\n")[:-1]
         return json.loads((directory / "settings.json").read_text()), [json.loads(line) for line in lines]
@@ -221,7 +202,6 @@ def _sample(model, chat, problems, sandbox, settings, rollouts, about, directory
     path, records = directory / "episodes.jsonl", []
     if path.exists():
         old, records = read_run(directory)
-        old = {"template_options": ""} | old  # older runs knew none
         other = [f"{key} {old.get(key)!r}, now {about[key]!r}" for key in about if old.get(key) != about[key]]
         if records and other:
             raise ValueError(f"{directory} holds rollouts with {'; '.join(other)}: give another --output")
@@ -234,10 +214,9 @@ def _sample(model, chat, problems, sandbox, settings, rollouts, about, directory
         write_whole(path, "".join(json.dumps(entry) + "\n" for entry in records))
     bar = tqdm(total=len(schedule), initial=len(records), desc=directory.name, unit="rollout")
     for start in range(len(records), len(schedule), chunk):
-        began, batch = time.perf_counter(), schedule[start : start + chunk]
+        batch = schedule[start : start + chunk]
         episodes = rollout(model, chat, batch, sandbox, settings, about["seed"], start, True, others)
-        seconds = (time.perf_counter() - began) / len(batch)
-        records += [record(episode, seconds) for episode in episodes]
+        records += map(record, episodes)
         with path.open("a") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in records[start:])
         bar.update(len(batch))
@@ -250,25 +229,23 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     """Settings and records of a run for each feedback, turn limit and temperature in the flags."""
     check_device(args.device)
     if min(args.rollouts, *args.turn_limits) < 1:
-        wrong = f"--rollouts {args.rollouts} and --turn_limits {args.turn_limits}"
-        raise ValueError(f"{wrong} must be at least 1")
+        raise ValueError(
+            f"--rollouts {args.rollouts} and --turn_limits {args.turn_limits} must be at least 1"
+        )
     samples = args.rollouts * max(args.turn_limits)
     for measure, limit in product(args.report, args.turn_limits):
         rollouts_drawn(measure, limit, samples // limit)
     usual = {0.2 if measure.startswith("1@") or measure == "pass@1" else 1.0 for measure in args.report}
     variants = list(product(args.feedback, args.turn_limits, args.temperature or sorted(usual)))
     chat = Chat(load_tokenizer(args.model, args.chat_template, args.gguf_file), args.template_options)
-    split, cut = load_problems(args.problems, args.split, args.holdout), args.public_tests or sys.maxsize
+    split = load_problems(args.problems, args.split, args.holdout)
+    problems = list(split[: args.limit_problems or None])
     config = load_config(args.model, args.gguf_file)
     context = within_positions(config, args.context)
     check_architecture(config, context)
     model = load_model(args.model, args.device, args.dtype, args.attention, args.gguf_file)
     check_logits(model, len(chat.tokenizer), context)
     args.batch_rows = plan.rows_that_fit(model, context, args.batch_rows)
-    problems = [
-        replace(p, public_tests=p.public_tests[:cut], private_tests=p.public_tests[cut:] + p.private_tests)
-        for p in split[: args.limit_problems or None]
-    ]
     given = {name: getattr(args, name) for name in ("top_p", "batch_rows", "examples")}
     new = args.max_new_tokens or context // 8
     shared = RolloutSettings(max_new_tokens=new, context=context, **given)
@@ -280,7 +257,7 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     for parameter in model.parameters():
         weights = zlib.crc32(parameter.detach().cpu().flatten().view(torch.uint8).numpy(), weights)
     tests = zlib.crc32(repr((problems, read_examples(args.examples))).encode())
-    flags = "model problems split limit_problems public_tests chat_template template_options seed".split()
+    flags = "model problems split limit_problems chat_template template_options seed".split()
     sampled = {flag: getattr(args, flag) for flag in flags} | {"weights": weights, "tests": tests}
     runs = {}
     with Sandbox() as sandbox:
@@ -295,10 +272,7 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
 
 
 def compare(runs: dict[str, tuple[dict, list]], measures: Sequence[str]) -> tuple[dict, dict]:
-    """Summaries by name, and rows of a table: runs, paired differences from the first, the paper's results.
-
-    Raises: ValueError if a run has too few rollouts for a measure, or no problem in common with the first.
-    """
+    """Summaries by name; rows of a table: runs, paired differences from the first, the paper's results."""
     summaries, rows, scores, first = {}, {}, {}, next(iter(runs))
     for name, (about, records) in runs.items():
         scores[name] = {m: problem_scores(records, m, about["turn_limit"]) for m in measures}
@@ -314,8 +288,20 @@ def compare(runs: dict[str, tuple[dict, list]], measures: Sequence[str]) -> tupl
         gaps = {m: [scores[name][m][p] - scores[first][m][p] for p in shared] for m in measures}
         row = {m: f"{_mean(gap):+.3f} ±{standard_error(gap):.3f}" for m, gap in gaps.items()}
         rows[f"{name} less {first}, {len(shared)} problems"] = row
-    rows |= paper.rows(runs[first][0]["problems"], runs[first][0]["split"])
-    return summaries, rows
+    return summaries, rows | paper_rows(runs[first][0]["problems"], runs[first][0]["split"])
+
+
+def paper_rows(problems: str, split: str) -> dict[str, dict[str, str]]:
+    """The paper's results on these problems (tables 1 to 3 and 4b) by model and measure."""
+    # The name of a set, of its repository on the hub and of its files differ in "_", "-" and capitals.
+    source, rows = re.sub("[^a-z]", "", problems.lower()), {}
+    for results in csv.DictReader(PAPER.read_text().splitlines()):
+        model = results.pop("model")
+        for column, percent in results.items():
+            name, measure, *only_split = column.split()
+            if percent and name in source and only_split in ([], [split]):
+                rows.setdefault(model, {})[measure] = f"{float(percent) / 100:.3f}"
+    return rows
 
 
 def table(rows: dict[str, dict]) -> str:
@@ -331,17 +317,17 @@ def table(rows: dict[str, dict]) -> str:
 
 def before_and_after(before: dict, after: dict) -> str:
     """The table of a training run: `summarise` with "true" and "random" feedback, before and after."""
-
-    def figures(result: dict) -> dict[str, float]:
+    rows: dict[str, dict] = defaultdict(dict)
+    for when, result in {"before": before, "after": after}.items():
         true, random = result["true"], result["random"]
-        by_turn = {f"solved within turn {t}": share for t, share in enumerate(true["solved_by_turn"], 1)}
-        by_group = {f"solved: {group or 'all'}": share for group, share in sorted(true["by_group"].items())}
-        solved, probe = true["solved"], random["solved"]
-        read = {"solved, random feedback": probe, "true minus random": solved - probe}
-        return by_turn | read | {"repeats after feedback": true["repeats"]} | by_group
-
-    then, now = figures(before), figures(after)
-    return table({name: {"before": f"{then[name]:.3f}", "after": f"{now[name]:.3f}"} for name in then})
+        figures = {f"solved within turn {t}": share for t, share in enumerate(true["solved_by_turn"], 1)}
+        figures |= {"solved, random feedback": random["solved"]}
+        figures |= {"true minus random": true["solved"] - random["solved"]}
+        figures |= {"repeats after feedback": true["repeats"]}
+        figures |= {f"solved: {group or 'all'}": share for group, share in true["by_group"].items()}
+        for name, figure in figures.items():
+            rows[name][when] = f"{figure:.3f}"
+    return table(rows)
 
 
 def main() -> None:
@@ -363,7 +349,6 @@ def main() -> None:
     add("--max_new_tokens", type=int, default=0, help="per response (default: an eighth of the context)")
     add("--context", type=int, default=8192, help="tokens of a dialog, at most the model's own limit")
     add("--batch_rows", type=int, default=256, help="dialogs sampled at once, fewer where memory is short")
-    add("--public_tests", type=int, default=0, help="use this many per problem; the others become private")
     add("--limit_problems", type=int, default=0, help="use the first problems only, this many")
     add("--examples", default="", help="JSON list of chat messages before every dialog (few-shot)")
     add("--chat_template", default="", help="file with a chat template, for models that have none")

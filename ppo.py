@@ -237,41 +237,31 @@ def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float | N
 
 def worked_example() -> None:
     """The objective on one episode of two turns, number by number."""
-    turns = [Turn(2, 4, [-0.5, -0.1], code=None), Turn(6, 9, [-0.9, -0.2, -0.3], code="print(1)")]
+
+    def show(name: str, numbers: torch.Tensor) -> torch.Tensor:
+        print(f"{name:<36}" + "".join(f"{round(number, 3):>8}" for number in numbers.float().tolist()))
+        return numbers
+
+    print("An episode: the first response has no valid code, the second passes every test.")
+    turns = [Turn(2, 4, []), Turn(6, 9, [], code="print(1)")]
     episode = Episode(None, list(range(9)), turns, public_passed=True, solved=True, truncated=False, index=0)
     batch = collate([episode], torch.device("cpu"))
-    behaviour = torch.tensor([logprob for turn in turns for logprob in turn.behaviour_logprobs])  # (R,)
-    old = behaviour  # (R,) sampled by the policy itself, on the same kernels
-    initial = torch.tensor([-0.7, -0.1, -1.2, -0.2, -0.3])  # (R,)
-    values = torch.tensor([0.6, -0.2])  # (N,)
-    rewards = turn_rewards([episode])  # (N,)
-    kl = turn_kl(old, initial, batch.turn_of_token, len(turns))  # (N,)
-    penalised = rewards - 0.05 * kl  # (N,)
-    returns = turn_returns(penalised, batch.turn_rows)  # (N,)
-    normalised = advantages(returns, values)  # (N,)
+    show("turn of each response token", batch.turn_of_token + 1)
+    old = show("log pi_old", torch.tensor([-0.5, -0.1, -0.9, -0.2, -0.3]))  # (R,) and pi_b, as it sampled
+    initial = show("log rho", torch.tensor([-0.7, -0.1, -1.2, -0.2, -0.3]))  # (R,)
+    rewards = show("r_t", turn_rewards([episode]))  # (N,)
+    kl = show("KL_t", turn_kl(old, initial, batch.turn_of_token, len(turns)))  # (N,)
+    penalised = show("R_t = r_t - 0.05 KL_t", rewards - 0.05 * kl)  # (N,)
+    returns = show("G_t = R_t + G_t+1", turn_returns(penalised, batch.turn_rows))  # (N,)
+    values = show("V_t", torch.tensor([0.6, -0.2]))  # (N,)
+    normalised = show("A_t, normalised over the two turns", advantages(returns, values))  # (N,)
     token_advantages = normalised[batch.turn_of_token]  # (R,)
-    new = old + torch.tensor([-0.3, 0.0, 0.3, 0.1, -0.1])  # (R,) after an update
-    ratio = policy_ratio(new, old, behaviour)  # (R,)
-    loss = policy_loss(new, old, behaviour, token_advantages)  # (R,)
-    print("An episode: the first response has no valid code, the second passes every test.")
-    rows = {
-        "turn of each response token": batch.turn_of_token + 1,
-        "r_t": rewards,
-        "KL_t": kl,
-        "R_t = r_t - 0.05 KL_t": penalised,
-        "G_t = R_t + G_t+1": returns,
-        "V_t": values,
-        "A_t, normalised over the two turns": normalised,
-        "log pi_old": old,
-        "log pi, after an update": new,
-        "w_i = min(pi / pi_b, 1)": (new - behaviour).exp().clamp(max=1),
-        "ratio_i = w_i pi / pi_old": ratio,
-        "policy loss": loss,
-        "clipped (1) or not (0)": is_clipped(ratio, token_advantages),
-        "value loss, V as before": value_loss(values, values, returns),
-    }
-    for name, numbers in rows.items():
-        print(f"{name:<36}" + "".join(f"{round(number, 3):>8}" for number in numbers.float().tolist()))
+    new = show("log pi, after an update", old + torch.tensor([-0.3, 0.0, 0.3, 0.1, -0.1]))  # (R,)
+    show("w_i = min(pi / pi_b, 1)", (new - old).exp().clamp(max=1))
+    ratio = show("ratio_i = w_i pi / pi_old", policy_ratio(new, old, old))  # (R,)
+    loss = show("policy loss", policy_loss(new, old, old, token_advantages))  # (R,)
+    show("clipped (1) or not (0)", is_clipped(ratio, token_advantages))
+    show("value loss, V as before", value_loss(values, values, returns))
     print(f"mean policy loss of the tokens: {loss.mean():.3f}")
 
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 import distributed
 import ppo
 import toy
-from checkpoints import RunDirectory, export, read_prefetched, restore_checkpoint, write_whole
+from checkpoints import RunDirectory, export, restore_checkpoint, write_whole
 from config import Config, parse_config
 from data import Problem
 from distributed import as_forward, gather, load_model, rank, ranks
@@ -316,12 +316,11 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
         training, valid, test = load_splits(config, chat)
         sampler = Sampler(config, chat, sandbox, training)
         first = run.progress["iteration"]
-        prefetched = read_prefetched(run.newest) if run.newest and first < config.iterations else []
         if rank() == 0:
             run.path.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
         if distributed.split_teams(config.rollout_ranks):
-            sample_for_learners(sampler, load_model(**config.loading()), first + bool(prefetched))
+            sample_for_learners(sampler, load_model(**config.loading()), first + bool(run.prefetched))
             yield None
             return
         reference, trainable = load_networks(config)
@@ -330,9 +329,10 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
             updates = first * config.batch_episodes // config.minibatch_episodes
             restore_checkpoint(run.newest, in_checkpoint(trainable), updates)
         run.seconds.setdefault("start", time.perf_counter() - began)
-        source = EpisodeSource(sampler, trainable[0], first, prefetched, stopped)
+        source = EpisodeSource(sampler, trainable[0], first, run.prefetched, stopped)
         run.begin(asdict(config) | {"resume": ""}, bool(config.resume))
         yield Setup(config, run, sampler, source, reference, trainable, valid, test)
+        source.close()
 
 
 # ---- evaluation --------------------------------------------------------------------------------------------

@@ -104,9 +104,10 @@ def test_a_measure_that_is_none_is_refused(measure):
         rollouts_drawn(measure, 1, 20)
 
 
-def test_bootstrap_error_of_a_mean_is_near_the_textbook_one():
+def test_the_error_of_a_mean_is_near_that_of_a_bootstrap_of_the_problems():
     scores = np.random.default_rng(1).random(200)
-    assert standard_error(scores) == pytest.approx(scores.std() / 200**0.5, rel=0.1)
+    picks = np.random.default_rng(0).integers(200, size=(1000, 200))
+    assert standard_error(scores) == pytest.approx(scores[picks].mean(1).std(), rel=0.1)
     assert standard_error([0.5, 0.5, 0.5]) == 0
 
 
@@ -176,19 +177,17 @@ EPISODES = [
 
 
 def test_summary_of_hand_made_rollouts():
-    records = json.loads(json.dumps([record(e, 2.0) for e in EPISODES]))
+    records = json.loads(json.dumps([record(e) for e in EPISODES]))
     summary = summarise(records, turn_limit=3)
     assert summary["solved"] == 0.5
     assert summary["solved_by_turn"] == [0.25, 0.25, 0.5]
     assert summary["by_group"] == {"easy": 0.5, "hard": 0.5}
-    assert summary["by_public_tests"] == {"1": 0.5}
     assert summary["false_positives"] == pytest.approx(1 / 3)
     assert summary["recovered"] == 0.5
     assert summary["repeats"] == 0.5  # of four responses after feedback
     assert summary["generated_tokens"] == 24
     assert summary["prompt_tokens"] == 16
     assert summary["sandbox_seconds"] == 4.0
-    assert summary["wall_seconds"] == 8.0
     assert summary["solved_per_1000_tokens"] == pytest.approx(2000 / 24)
     assert summary["response_tokens"] == [3, 3, 3]
     json.dumps(summary)
@@ -300,7 +299,7 @@ def sample_into(directory, rollouts: int, about: dict = ABOUT) -> tuple[list[dic
     sampled = []
     problems = [problem("a"), problem("b"), problem("c")]
     records = evaluate._sample(sampled, None, problems, None, SETTINGS, rollouts, about, directory, problems)
-    return [entry | {"wall_seconds": 0} for entry in records], sampled
+    return records, sampled
 
 
 def test_resumed_rollouts_equal_uninterrupted_ones(tmp_path, monkeypatch):

@@ -11,13 +11,11 @@ Run alone: `python train.py --preset 8b --plan --ranks 8`.
 """
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
-from config import BF16_STATE_RATE
 from rollout import PREFILL_TOKENS
 from sampling import check_architecture
 from value_head import layers_of, trunk_of
@@ -47,10 +45,7 @@ def key_value_numbers(shape: PretrainedConfig) -> int:
 
 
 def rows_that_fit(model, context: int, wanted: int) -> int:
-    """How many of `wanted` dialogs can be sampled at once in the memory that is free now.
-
-    Raises: ValueError, one sentence, if not even one fits.
-    """
+    """How many of `wanted` dialogs can be sampled at once in the memory that is free now."""
     shape = model.config.get_text_config(decoder=True)
     if model.device.type == "cpu":
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -124,7 +119,7 @@ def total(plan: dict[str, dict[str, float]]) -> float:
 
 
 def report(config, ranks: int, gpu_bytes: float) -> tuple[str, bool]:
-    """The plan as text, and whether it fits `gpu_bytes`; if not, the text names flags with which it fits."""
+    """The plan as text, and whether it fits `gpu_bytes`; if not, the text names flags that help."""
     check_architecture(model_shape(config.model), config.context)
     plan = memory(config, ranks)
     lines = [f"{config.model} on {ranks} ranks, GiB a rank"]
@@ -132,28 +127,9 @@ def report(config, ranks: int, gpu_bytes: float) -> tuple[str, bool]:
         lines += [f"{phase:>8}  {name:<26}{size / GIB:>9.2f}" for name, size in parts.items()]
         lines.append(f"{phase:>8}  {'sum':<26}{sum(parts.values()) / GIB:>9.2f}")
     need = total(plan)
-    lines.append(
-        f"{'worst':>8}  {'always + rollout or update':<26}{need / GIB:>9.2f} of {gpu_bytes / GIB:.2f}"
-    )
+    lines.append(f"{'worst':>8}  {'always + the larger':<26}{need / GIB:>9.2f} of {gpu_bytes / GIB:.2f}")
     if need <= gpu_bytes:
         return "\n".join(lines), True
-    halved = {n: getattr(config, n) // 2 for n in ("batch_rows", "microbatch_tokens", "logits_chunk")}
-    if halved["microbatch_tokens"] < config.context:
-        del halved["microbatch_tokens"]
-    switched = {
-        "gradient_checkpointing": True,
-        "gather_weights": False,
-        "cpu_offload": True,
-    }
-    if min(config.learning_rate, config.value_learning_rate) >= BF16_STATE_RATE:
-        switched["bf16_state"] = True
-    fits = [
-        f"--{name} {value}" if name in halved else f"--{'' if value else 'no-'}{name}"
-        for name, value in (halved | switched).items()
-        if total(memory(replace(config, **{name: value}), ranks)) <= gpu_bytes
-    ]
-    doubled = (ranks << i for i in range(1, 13))
-    more = next((n for n in doubled if total(memory(config, n)) <= gpu_bytes), None)
-    fits += [f"--ranks {more}"] if more else []
-    lines.append(f"does not fit; any of these alone would: {', '.join(fits) or 'none'}")
+    savings = "--gradient_checkpointing, --no-gather_weights, --cpu_offload or more --ranks"
+    lines.append(f"does not fit: lower --batch_rows, --microbatch_tokens, --logits_chunk, or try {savings}")
     return "\n".join(lines), False
