@@ -107,7 +107,7 @@ def test_an_iteration_is_the_sum_that_one_does_by_hand():
         for context in (1000, 4000)
     ]
     rows = [{"part": "decode", "layers": 32} | cell for cell in cells]
-    rows.append({"part": "decode", "layers": 16, "rows": 128, "context": 4000, "ms a step": 1.0})  # cut
+    rows.append({"part": "decode", "layers": 16, "rows": 14, "context": 1000, "ms a step": 1.0})  # cut
     rows.append({"part": "update", "layers": 4, "prepare TFLOP/s": 400.0, "update TFLOP/s": 500.0})
     seconds = extrapolate(rows, "decode")
     # 13.9 rows of 1,500 tokens; 128 dialogs of 2,500 tokens, 1,040 of them sampled.
