@@ -54,8 +54,9 @@ def run(tmp_path_factory) -> tuple[Config, dict, float]:
 @pytest.mark.parametrize("shape", [(300, 4096), (2, 5, 4096)])
 def test_logits_in_fp32_are_those_of_fp32_weights_with_the_gradient_of_the_bf16_layer(shape):
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE | {"hidden_size": 4096, "num_hidden_layers": 0}))
-    layer = model.get_output_embeddings().to("cuda", torch.bfloat16)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE | {"hidden_size": 4096, "num_hidden_layers": 0}))
+    layer = model.get_output_embeddings().to(torch.bfloat16)
     hidden = torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)  # (..., D)
     expected = F.linear(hidden.float(), layer.weight.float()).detach()  # (..., V)
     loss_gradient = torch.randn_like(expected)  # (..., V)
