@@ -1,11 +1,17 @@
 """What several tests share: a tiny random model with the toy world's tokenizer, and one sandbox."""
 
+import os
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import toy
 from sandbox import Sandbox
+
+# Models are tiny: more threads only wait for each other, here and in the processes that tests start.
+torch.set_num_threads(1)
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from rollout import RolloutSettings, rollout
 from sandbox import NOT_RUN, AssertTest, IoTest, Limits, TestResult, Verdict, outputs_match
 from sources import Problems, first_messages, load_problems, select
 
+ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).parent / "data"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -345,23 +347,20 @@ def test_a_bad_file_is_named_in_one_sentence(tmp_path, lines, message):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "mode", "begins"),
-    [
-        ("data.py", [], "data.py: "),
-        ("data.py", ["-X", "dev", "-W", "ignore"], "Traceback "),
-        ("sources.py", [], "sources.py: "),
-    ],
-)
-def test_a_program_reports_bad_input_in_one_sentence_and_in_development_mode_with_a_traceback(
-    name, mode, begins
-):
-    program = str(Path(__file__).resolve().parent.parent / name)
-    command = [sys.executable, *mode, program, "nowhere.jsonl"]
+@pytest.mark.parametrize("name", ["data.py", "sources.py"])
+def test_a_program_reports_bad_input_in_one_sentence(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "nowhere.jsonl"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and sentence.startswith(f"{name}: nowhere.jsonl is neither a problem set")
+
+
+def test_a_program_in_development_mode_reports_bad_input_with_a_traceback_too():
+    command = [sys.executable, "-X", "dev", "-W", "ignore", str(ROOT / "data.py"), "nowhere.jsonl"]
     done = subprocess.run(command, capture_output=True, text=True)
-    *earlier, last = done.stderr.splitlines()
-    assert done.returncode == 2 and done.stderr.startswith(begins) and bool(earlier) == bool(mode)
-    assert last.startswith(f"{name}: nowhere.jsonl is neither a problem set")
+    assert done.returncode == 2 and done.stderr.startswith("Traceback ")
+    assert done.stderr.splitlines()[-1].startswith("data.py: nowhere.jsonl is neither a problem set")
 
 
 def test_code_contests_with_an_input_but_no_output_are_refused_at_once(tmp_path):

@@ -6,8 +6,11 @@ import multiprocessing
 import os
 import re
 import resource
+import runpy
 import signal
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,14 +35,13 @@ from train import train
 # Ranks are forked from a server that has imported this module, and made the toy world's problems, once.
 TRAIN, VALID = toy.problems("train"), toy.problems("valid")
 HERE = Path(__file__).parent
-os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": f"{HERE.parent}:{HERE}"}
+os.environ["PYTHONPATH"] = f"{HERE.parent}:{HERE}"
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["test_distributed"])
 
 
 def _rank(target, rank: int, count: int, nodes: int, port: int, arguments: tuple) -> None:
     """What torchrun does for a rank."""
-    torch.set_num_threads(1)
     local = count // nodes
     names = {"RANK": rank, "LOCAL_RANK": rank % local, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": local}
     if count > 1:
@@ -307,7 +309,7 @@ def write_large_model(directory: Path, tied: bool) -> int:
         vocab_size=20_000,
         hidden_size=512,
         intermediate_size=2048,
-        num_hidden_layers=12,
+        num_hidden_layers=6,
         num_attention_heads=8,
         tie_word_embeddings=tied,
     )
@@ -351,6 +353,34 @@ def test_the_export_of_sharded_weights_is_a_hugging_face_directory(config, tmp_p
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert load_tokenizer(str(tmp_path / "out")).chat_template
+
+
+def run_train_py(words: list[str], output: Path) -> None:
+    os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY), 2)
+    sys.argv = ["train.py", *words]
+    runpy.run_path(str(HERE.parent / "train.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_prints_nothing_but_its_own_lines(config, tmp_path, count):
+    row = {"description": "Add.", "public_tests": [{"input": "1 2", "output": "3"}]}
+    private = [[{"input": f"1 {n}", "output": f"{n + 1}"}] for n in range(4)]
+    rows = [row | {"name": f"p{n}", "private_tests": tests} for n, tests in enumerate(private)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = "--iterations 2 --batch_episodes 4 --minibatch_episodes 4 --max_new_tokens 12 --context 600"
+    flags += f" --device cpu --model {config.model} --problems {tmp_path}/rows.jsonl --output {tmp_path}/run"
+    printed = tmp_path / "stderr.txt"
+    if count == 1:
+        run_ranks(1, run_train_py, flags.split(), printed)
+    else:  # torchrun and a fresh Python print nothing either
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "train.py"]
+        with printed.open("w") as file:
+            ended = subprocess.run([*command, *flags.split()], stderr=file, cwd=HERE.parent)
+        assert ended.returncode == 0, printed.read_text()
+    lines = [line.strip(" \x1b[A") for line in re.split(r"[\r\n]+", printed.read_text())]
+    ours = ("RLEF:", "rollout:", "sandbox:", "one file serves")
+    assert any(line.startswith("RLEF:") for line in lines)
+    assert [line for line in lines if line and not line.startswith(ours)] == []
 
 
 def train_with_bad_weights(config: Config, output: Path) -> None:

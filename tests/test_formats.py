@@ -3,7 +3,7 @@
 import base64
 import json
 import pickle
-import subprocess
+import runpy
 import sys
 import zlib
 from dataclasses import replace
@@ -421,7 +421,7 @@ def test_ambiguous_rows_of_livecodebench_are_refused(tmp_path, changed, told):
 # ---- what a careful person does with a set -----------------------------------------------------------------
 
 
-def test_check_tells_which_solutions_are_not_what_they_should_be(tmp_path):
+def test_check_tells_which_solutions_are_not_what_they_should_be(tmp_path, monkeypatch, capsys):
     right, wrong = "print(input())", "print(1)"
     path = tmp_path / "rows.jsonl"
     rows = [
@@ -431,9 +431,11 @@ def test_check_tells_which_solutions_are_not_what_they_should_be(tmp_path):
         OWN | {"name": "silent"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, str(ROOT / "data.py"), str(path), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, env={"HF_DATASETS_CACHE": str(tmp_path)})
-    *told, last = done.stdout.splitlines()
+    monkeypatch.setattr(sys, "argv", ["data.py", str(path), "--check"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "data.py"), run_name="__main__")
+    assert not ended.value.code
+    *told, last = capsys.readouterr().out.splitlines()
     assert told == [
         "fails: its solution 2 fails test 2: wrong answer",
         "passed: its wrong solution 1 passes all tests",

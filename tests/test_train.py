@@ -5,8 +5,6 @@ seed, learning.
 import copy
 import json
 import math
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -140,7 +138,7 @@ def test_ppo_learns_a_dialog_that_can_be_solved_only_by_reading_the_feedback():
             episode.ids.append(token.item())
 
     solved = []
-    for _ in range(40):
+    for _ in range(20):
         right = [arms[int(torch.randint(2, (1,), generator=generator))] for _ in range(64)]
         episodes = [Episode(None, [user, header], [], False, False, False, i) for i in range(64)]
         respond(episodes)
@@ -374,37 +372,6 @@ def test_dropout_is_off_and_checkpointed_gradients_are_the_plain_ones(tmp_path, 
         gradients.append([p.grad for p in policy.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_prints_nothing_but_its_own_lines(tmp_path, tokenizer, ranks):
-    make_model(len(tokenizer), end=tokenizer.eos_token_id).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    problems = tmp_path / "problems.jsonl"
-    row = {"name": "a", "description": "Add.", "public_tests": [{"input": "1 2", "output": "3"}]}
-    rows = [
-        row | {"name": f"p{i}", "private_tests": [{"input": f"1 {i}", "output": f"{i + 1}"}]}
-        for i in range(4)
-    ]
-    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    start = [
-        sys.executable,
-        *(["-m", "torch.distributed.run", "--nproc_per_node=2"] * (ranks == 2)),
-        "train.py",
-    ]
-    flags = "--iterations 2 --batch_episodes 4 --minibatch_episodes 4 --max_new_tokens 12 --context 600"
-    places = ["--model", tmp_path / "base", "--problems", problems, "--output", tmp_path / "run"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [*map(str, (*start, *flags.split(), "--device", "cpu", *places))],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert ended.returncode == 0, ended.stderr
-    lines = [line.strip(" \x1b[A") for line in re.split(r"[\r\n]+", ended.stderr)]
-    ours = ("RLEF:", "rollout:", "sandbox:", "one file serves")
-    assert [line for line in lines if line and not line.startswith(ours)] == []
 
 
 def test_ctrl_c_ends_the_building_of_the_toy_world_s_model_at_once(tmp_path):

@@ -1,15 +1,17 @@
-"""What only a GPU can show: bf16 sampling against bf16 training, an iteration at 1B, the plan against it."""
+"""What only a GPU can show: its logits in fp32, bf16 sampling against training at 1B, the plan against it."""
 
 import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import toy
 from config import Config
 from tools import plan
 from train import train
+from value_head import use_float32_logits
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, none is here")
 SHAPE = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
@@ -47,6 +49,27 @@ def run(tmp_path_factory) -> tuple[Config, dict, float]:
     train(config)
     metrics = json.loads((place / "run" / "metrics.jsonl").read_text())
     return config, metrics, torch.cuda.max_memory_allocated()
+
+
+@pytest.mark.parametrize("shape", [(300, 4096), (2, 5, 4096)])
+def test_logits_in_fp32_are_those_of_fp32_weights_with_the_gradient_of_the_bf16_layer(shape):
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE | {"hidden_size": 4096, "num_hidden_layers": 0}))
+    layer = model.get_output_embeddings().to(torch.bfloat16)
+    hidden = torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)  # (..., D)
+    expected = F.linear(hidden.float(), layer.weight.float()).detach()  # (..., V)
+    loss_gradient = torch.randn_like(expected)  # (..., V)
+    layer(hidden).backward(loss_gradient.bfloat16())
+    plain = hidden.grad, layer.weight.grad
+    hidden.grad = layer.weight.grad = None
+    use_float32_logits(model)
+    logits = layer(hidden)  # (..., V)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    logits.backward(loss_gradient)
+    for ours, theirs in zip((hidden.grad, layer.weight.grad), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
 
 
 def test_bf16_log_probs_of_sampling_and_training_agree(run):
