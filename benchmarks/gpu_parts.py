@@ -23,7 +23,7 @@ from config import PRESETS, Config  # noqa: E402
 from distributed import process_group  # noqa: E402
 from episodes import for_sampling  # noqa: E402
 from rollout import PREFILL_TOKENS, Episode, Turn, rollout  # noqa: E402
-from sampling import RaggedCache, forward, sample_tokens  # noqa: E402
+from sampling import RaggedCache, decode, prefill, sample_tokens  # noqa: E402
 from sandbox import Sandbox  # noqa: E402
 from tools import plan  # noqa: E402
 from train import draw_minibatches, load_networks, prepare, update  # noqa: E402
@@ -149,7 +149,7 @@ def prefilled(model, rows: int, context: int, length: int) -> tuple[RaggedCache,
     cache.lengths = [0] * rows
     for start in range(0, rows, together):
         part = slice(start, min(rows, start + together))
-        forward(model, cache, part, ids[part])
+        prefill(model, cache, part, ids[part])
     return cache, rows * length / (clock() - began)
 
 
@@ -160,7 +160,7 @@ def decode_as_rollouts(model, sizes: Sizes, rows: int, context: int) -> dict:
     for step in range(WARM_UP + sizes.steps):
         if step == WARM_UP:
             began = clock()
-        logits = forward(model, cache, slice(0, rows), [[token] for token in tokens])  # (n, V)
+        logits = decode(model, cache, tokens)  # (n, V)
         noise = logits.new_tensor(draw.random(rows), dtype=torch.float64)  # (n,)
         sampled, logprobs = sample_tokens(logits, noise, 1.0, 1.0)  # (n,), (n,)
         tokens, _ = sampled.tolist(), logprobs.tolist()
@@ -185,7 +185,8 @@ def decode_in_graph(model, sizes: Sizes, rows: int, context: int, compiled: bool
     """The same step as one CUDA graph, which reads every row up to `context`; without a GPU as it is."""
     length = context - sizes.steps - WARM_UP
     cache, _ = prefilled(model, rows, context, length)
-    cache.rows, cache.span = slice(0, rows), context
+    cache.rows, cache.span, cache.empty = slice(0, rows), context, False
+    cache.row_numbers = torch.arange(rows, device=model.device)[:, None]  # (n, 1)
     cache.positions = torch.full((rows, 1), length, device=model.device)  # (n, 1)
     ids = torch.zeros_like(cache.positions)  # (n, 1)
     noise, draw = torch.zeros_like(ids[:, 0], dtype=torch.float64), np.random.default_rng(0)  # (n,)

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import LIMITS, as_table, compare_decoding, extrapolate, guarded, main, run_part
 from benchmarks.gpu_parts import SMALL, build, fixed_step, forward_flops, prefilled
-from sampling import forward, sample_tokens
+from sampling import decode, sample_tokens
 
 
 def rows_of(output) -> list[dict]:
@@ -77,12 +77,13 @@ def test_all_parts_together_take_less_than_25_minutes():
 def test_the_step_of_the_cuda_graph_samples_what_rollouts_would():
     model, context = build(SMALL.shapes["8b"], "cpu"), 64
     (ours, _), (fixed, _) = (prefilled(model, 3, context, 50) for _ in range(2))
-    fixed.rows, fixed.span = slice(0, 3), context
+    fixed.rows, fixed.span, fixed.empty = slice(0, 3), context, False
+    fixed.row_numbers = torch.arange(3)[:, None]  # (n, 1)
     fixed.positions = torch.full((3, 1), 50)  # (n, 1)
     ids, tokens = torch.zeros_like(fixed.positions), [0] * 3  # (n, 1)
     for step in range(8):
         noise = torch.rand(3, generator=torch.Generator().manual_seed(step), dtype=torch.float64)  # (n,)
-        logits = forward(model, ours, slice(0, 3), [[token] for token in tokens])  # (n, V)
+        logits = decode(model, ours, tokens)  # (n, V)
         tokens = sample_tokens(logits, noise, 1.0, 1.0)[0].tolist()
         with torch.no_grad():
             fixed_step(model, fixed, ids, noise)

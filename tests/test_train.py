@@ -5,6 +5,7 @@ seed, learning.
 import copy
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
