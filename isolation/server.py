@@ -9,7 +9,6 @@ test to test, and a program finds no module, path or name of this project.
 import builtins
 import contextlib
 import gc
-import json
 import mmap
 import os
 import random
@@ -20,7 +19,7 @@ import socket
 import sys
 import time
 
-from isolation.child import compile_program, judge, run_program
+from isolation.child import Judge, compile_program, judge, run_program
 from isolation.kernel import PR_SET_CHILD_SUBREAPER, check, clear, empty, fork, libc, tree_bytes
 from isolation.layers import FILE_BYTES, Jail, enter_child, group_directory, isolate, kernel_kills, write_file
 from isolation.messages import contents, receive, send
@@ -139,21 +138,25 @@ def live(jail: Jail, message: dict, kept: list[int], given: object) -> None:
         calls = socket.socket(fileno=3) if last > 3 else None
         gc.enable()
         if message["kind"] == "judge":
-            judge(calls, json.loads(program))
+            judge(program, contents(0), calls, message)
         exit_code = run_program(program, calls, message)
     finally:
         os._exit(exit_code)
 
 
-def serve_program(channel: socket.socket, jail: Jail, message: dict, program: int) -> None:
-    """A zygote's life: compile the program within its limits, and serve its tests."""
+def become_zygote(channel: socket.socket, jail: Jail, message: dict, program: int) -> None:
+    """A zygote's life: compile the program, or run a judge's set-up, within its limits, and serve its tests."""
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         source = contents(program)
         before = resource.getrlimit(resource.RLIMIT_AS)
         try:
             resource.setrlimit(resource.RLIMIT_AS, (message["memory"] + FILE_BYTES, before[1]))
-            code = compile_program(source)
+            if message.get("judges"):
+                code = Judge(message)
+                code.execute(source)
+            else:
+                code = compile_program(source)
             for name in sys.stdlib_module_names.union(["numpy"]).intersection(message["imports"]):
                 if name not in NEVER_LOADED_EARLY:
                     with contextlib.suppress(Exception):  # the program's own import will raise it again
@@ -182,7 +185,7 @@ def serve(channel: socket.socket, jail: Jail, code: object = None) -> None:
             zygote = check(fork())
             if not zygote:
                 channel.close()
-                serve_program(socket.socket(fileno=given[0]), jail, message, given[1])
+                become_zygote(socket.socket(fileno=given[0]), jail, message, given[1])
         elif message["kind"] == "end":
             os.kill(zygote, signal.SIGKILL)
             clear(jail.proc, jail.home)
