@@ -210,7 +210,10 @@ def damage(directory: Path) -> str:
     try:
         about = json.loads((directory / "about.json").read_text())
         files = {**about.get("files", {".metadata": None})}
-        whole = all(type(about[name]) is int for name in ("iteration", "metrics.jsonl", "dialogs.txt"))
+        whole = all(
+            type(about[name]) is int and about[name] >= 0
+            for name in ("iteration", "metrics.jsonl", "dialogs.txt")
+        )
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         return f"about.json cannot be read: {error}"
     if not whole:

@@ -107,6 +107,25 @@ class CandidateError(Exception):
     """The function under test raised an exception; `trace` is its traceback."""
 
 
+def error_like(reply: dict) -> CandidateError:
+    """The program's exception as a test may expect it: also of the builtin type of that name.
+
+    Never an AssertionError, by which a test says that it has failed, nor a StopIteration, which would end a
+    test's loop over calls as if all had passed.
+    """
+    known = getattr(builtins, str(reply["error"]), None)
+    message, never = str(reply["message"])[:SHOWN], (AssertionError, StopIteration)
+    error = CandidateError(message)
+    if isinstance(known, type) and issubclass(known, Exception) and known not in never:
+        with contextlib.suppress(TypeError):  # an ExceptionGroup needs more than a message
+            plain = {
+                name: getattr(Exception, name) for name in ("__init__", "__str__")
+            }  # KeyError's own quotes
+            error = type(known.__name__, (CandidateError, known), plain)(message)
+    error.trace = str(reply["traceback"])[-SHOWN:]
+    return error
+
+
 class Other:
     """An answer that is equal to everything, or to nothing."""
 
@@ -121,7 +140,9 @@ class Other:
 
 
 # A test that passes with each of these as the answer to all of its calls compares no answer.
-OTHERS = Other(False), Other(True), None, 0, 0.5, "", [], (), {}, set(), CandidateError("other")
+RAISED = "Exception ValueError TypeError KeyError IndexError ZeroDivisionError".split()
+OTHERS = [Other(False), Other(True), None, 0, 0.5, "", [], (), {}, set()]
+OTHERS += [error_like({"error": name, "message": "other", "traceback": ""}) for name in RAISED]
 
 
 class OtherFunction:
@@ -145,9 +166,10 @@ class Judge:
         self.entry_point, self.longest = about["entry_point"], about["longest"]
         self.names = "candidate", self.entry_point  # of the function under test
         self.compared = False  # an answer
-        self.others = list(OTHERS)
+        self.others = [*OTHERS]
         self.call = self.got = self.expected = ""  # the last call, as a result shows it
         self.namespace = {"__name__": "judge", "_compare": self.compare}
+        self.module = sys.modules["solution"] = types.ModuleType("solution")  # a test may import it
 
     def execute(self, source: str) -> types.CodeType:
         """Execute trusted code. Where it asserts that two values are equal, it calls `compare`."""
@@ -155,7 +177,9 @@ class Judge:
         nodes = [tree]
         for node in nodes:  # grows as we go; not by expressions, because a test may have very long lists
             for _, part in ast.iter_fields(node):
-                nodes += [step for step in part if not isinstance(step, ast.expr)] if type(part) is list else []
+                nodes += (
+                    [step for step in part if not isinstance(step, ast.expr)] if type(part) is list else []
+                )
             match node:
                 case ast.Assert(ast.Compare(left, [ast.Eq()], [right])):
                     line = {"lineno": node.lineno, "col_offset": 0}
@@ -174,10 +198,15 @@ class Judge:
             self.got, self.expected = shown(got), shown(expected)
         return same
 
+    def offer(self, function: object) -> None:
+        """Give the test's code a function as the one under test."""
+        self.namespace |= dict.fromkeys(self.names, function)
+        setattr(self.module, self.entry_point, function)
+
     def run(self, test: str, calls: socket.socket) -> None:
         """Run a test's code, and say that it has passed, or that every program would pass it."""
         self.calls = calls
-        self.namespace |= dict.fromkeys(self.names, self.candidate)
+        self.offer(self.candidate)
         code = self.execute(test)
         if not self.compared and not any(self.fails(code, answer) for answer in self.others):
             self.end("exception", "the test compares nothing with an answer of the program")
@@ -185,7 +214,7 @@ class Judge:
 
     def fails(self, code: types.CodeType, answer: object) -> bool:
         """Whether a test fails where its calls get another answer."""
-        self.namespace |= dict.fromkeys(self.names, OtherFunction(answer))
+        self.offer(OtherFunction(answer))
         signal.signal(signal.SIGALRM, signal.default_int_handler)
         signal.setitimer(signal.ITIMER_REAL, 1.0)  # it may wait for the right answer
         try:
@@ -242,25 +271,6 @@ def shown(value: object) -> str:
         return f"<{type(value).__name__}, too long to show>"
     finally:
         sys.set_int_max_str_digits(digits)
-
-
-def error_like(reply: dict) -> CandidateError:
-    """The program's exception as a test may expect it: also of the builtin type of that name.
-
-    Never an AssertionError, by which a test says that it has failed, nor a StopIteration, which would end a
-    test's loop over calls as if all had passed.
-    """
-    known = getattr(builtins, str(reply["error"]), None)
-    message, never = str(reply["message"])[:SHOWN], (AssertionError, StopIteration)
-    error = CandidateError(message)
-    if isinstance(known, type) and issubclass(known, Exception) and known not in never:
-        with contextlib.suppress(TypeError):  # an ExceptionGroup needs more than a message
-            plain = {
-                name: getattr(Exception, name) for name in ("__init__", "__str__")
-            }  # KeyError's own quotes
-            error = type(known.__name__, (CandidateError, known), plain)(message)
-    error.trace = str(reply["traceback"])[-SHOWN:]
-    return error
 
 
 def judge(setup: str | Judge, test: str, calls: socket.socket, about: dict) -> None:

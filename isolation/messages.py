@@ -62,7 +62,7 @@ def receive(channel: socket.socket, limit: int = 1 << 30, most_files: int = 0) -
     (length,) = struct.unpack("!Q", header + read_bytes(channel, 8 - len(header)))
     if length > limit:
         raise ValueError(f"a message of {length} bytes, more than {limit}")
-    return json.loads(read_bytes(channel, length)), descriptors
+    return json.loads(read_bytes(channel, length).decode()), descriptors
 
 
 def memory_file(text: str) -> int:
@@ -74,7 +74,8 @@ def memory_file(text: str) -> int:
 
 def contents(memory_file: int) -> str:
     """The text of a file that `memory_file` made."""
-    return os.pread(memory_file, os.fstat(memory_file).st_size, 0).decode("utf-8", "surrogatepass")
+    length = os.lseek(memory_file, 0, os.SEEK_END)
+    return os.pread(memory_file, length, 0).decode("utf-8", "surrogatepass")
 
 
 def cut(text: str, length: int) -> str:

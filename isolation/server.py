@@ -145,7 +145,7 @@ def live(jail: Jail, message: dict, kept: list[int], given: object) -> None:
 
 
 def become_zygote(channel: socket.socket, jail: Jail, message: dict, program: int) -> None:
-    """A zygote's life: compile the program, or run a judge's set-up, within its limits, and serve its tests."""
+    """A zygote's life: compile a program or run a judge's set-up within its limits, and serve tests."""
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         source = contents(program)

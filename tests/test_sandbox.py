@@ -741,12 +741,19 @@ def test_honest_values_come_to_the_judge_as_they_are(sandbox, program, test):
         "f(1) == 1",
         "assert (f(1) == 1, 'no')",
         "f(1)\nassert True",
+        "f(1)\nassert 1 == 1",
+        "x = 3\nf(1)\nassert x == 3",
+        "f(1)\nequal(1, 1)",
+        "f(1)\nif not callable(f): raise AssertionError",
+        "try: f(1)\nexcept ValueError: pass\nassert len('a') == 1",
+        "x = [f(1)]\nassert len(x) == 1",
         "x = f(1)\nif x == 1: pass",
         "assert 1 == 1",
     ],
 )
 def test_a_test_that_compares_no_answer_is_not_passed(sandbox, test):
     for setup in ("", "assert 1 == 1"):
+        setup += "\ndef equal(a, b):\n  assert a == b"
         ((result,),) = sandbox.run([Job("def f(x): return 1", (AssertTest(test),), SHORT, "f", setup)])
         assert result.verdict == Verdict.EXCEPTION and "compares nothing" in result.traceback
 
@@ -761,6 +768,14 @@ def test_a_test_that_compares_no_answer_is_not_passed(sandbox, test):
         "assert not f(1) - 1, 'no'",
         "x = f(1)\nfor y in [1]:\n  assert x == y",
         "equal(f(1), 1)",
+        "equal(1, f(1))",
+        "import solution\nassert solution.f(1) == 1",
+        "from solution import f as g\nassert g(1) == 1",
+        "r = []\ntry: r.append(f(1))\nexcept BaseException: pass\nassert 1 in r",
+        "import math\nassert math.isclose(candidate(1), 1)",
+        "assert f(1) is not None and f(1) != 2",
+        "assert (lambda g: g(1))(f) == 1",
+        "x = f(1)\nwhile x != 1: raise AssertionError",
     ],
 )
 def test_comparisons_of_all_forms_count(sandbox, test):
@@ -768,6 +783,36 @@ def test_comparisons_of_all_forms_count(sandbox, test):
     for program, verdict in (("def f(x): return 1", "passed"), ("def f(x): return 2", "wrong answer")):
         ((result,),) = sandbox.run([Job(program, (AssertTest(test),), SHORT, "f", setup)])
         assert result.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "test"),
+    [
+        ("return None", "return 1", "assert f([1]) is None"),
+        ("return 1", "return None", "assert f([1]) is not None"),
+        ("return 1", "return 'a'", "assert not isinstance(f([1]), str)"),
+        ("raise ValueError", "return 1", "try: f([1])\nexcept ValueError: pass\nelse: assert False"),
+        ("return 1", "raise ValueError", "try: f([1]); y = 1\nexcept ValueError: y = 2\nassert y == 1"),
+        (
+            "raise KeyError('a')",
+            "raise KeyError('b')",
+            "try: f([1])\nexcept KeyError as e: assert 'a' in str(e)",
+        ),
+        ("return x", "x.append(2)", "y = [1]\nf(y)\nassert y == [1]"),
+        ("x.append(2)", "return x", "y = [1]\nf(y)\nassert y == [1, 2]"),
+        ("return x", "x.append(2)", "y = []\nf(y)\nassert y == []"),
+    ],
+)
+def test_what_a_call_does_is_compared_in_all_forms(sandbox, right, wrong, test):
+    for body, passes in ((right, True), (wrong, False)):
+        ((result,),) = sandbox.run([Job(f"def f(x): {body}", (AssertTest(test),), SHORT, "f")])
+        assert (result.verdict == Verdict.PASSED) == passes, result
+
+
+def test_a_test_that_would_wait_for_the_right_answer_ends(sandbox):
+    test = AssertTest("while not f(1) == 1: pass")
+    ((result,),) = sandbox.run([Job("def f(x): return 1", (test,), replace(SHORT, seconds=10.0), "f")])
+    assert result.verdict == Verdict.PASSED
 
 
 @pytest.mark.parametrize(
