@@ -21,7 +21,7 @@ import threading
 import traceback
 import types
 
-from isolation.messages import SHOWN, cut, pack, receive, send, unpack
+from isolation.messages import SHOWN, cut, pack, packed_text, receive, send
 
 CHANGED = (list, dict, set)  # arguments whose changes by a call a test sees
 STREAM = io.IOBase.__mro__[1]  # an ordinary class: isinstance with the abstract one costs a child pages
@@ -53,11 +53,11 @@ def run_program(program: str | types.CodeType, calls: socket.socket | None, abou
         exec(code, module.__dict__)
         while calls:
             try:
-                call, _ = receive(calls)
+                call, _ = receive(calls, unpacks=True)
             except EOFError:  # the judge has all it needs
                 out.flush()
                 return 0
-            send(calls, answer(module, call["given"], about["entry_point"], about["longest"]))
+            send(calls, answer(module, call, about["longest"]))
     except SystemExit as stop:
         exit_code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if exit_code and not isinstance(stop.code, int):
@@ -72,20 +72,21 @@ def run_program(program: str | types.CodeType, calls: socket.socket | None, abou
     return exit_code & 255
 
 
-def answer(module: types.ModuleType, given: object, entry_point: str, longest: int) -> dict:
+def answer(module: types.ModuleType, call: dict, longest: int) -> bytearray | dict:
     """Call the function under test. Returns its value and the arguments as they are then, or its error."""
     try:
-        arguments, keywords = unpack(given)
-        value = getattr(module, entry_point)(*arguments, **keywords)
-        reply = {"value": pack(value), "given": pack([*arguments, *keywords.values()])}
-        if len(json.dumps(reply)) > longest:
+        arguments, keywords = call["given"]
+        reply = packed_text(getattr(module, call["name"])(*arguments, **keywords))
+        reply[:0] = b'{"value": '
+        reply += b', "given": ' + packed_text([*arguments, *keywords.values()]) + b"}"
+        if len(reply) > longest:
             raise ValueError(f"the result is longer than {longest} bytes")
+        return reply
     except BaseException as error:
         last = traceback.format_exception_only(error)[-1].strip()
         known = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
         reply = {"error": known.__name__, "message": last.partition(": ")[2][:SHOWN]}
-        reply["traceback"] = candidate_traceback(error)[-SHOWN:]
-    return reply
+        return reply | {"traceback": candidate_traceback(error)[-SHOWN:]}
 
 
 def finish(module: types.ModuleType, out: io.TextIOBase) -> None:
@@ -228,17 +229,20 @@ class Judge:
         listed = [*map(shown, arguments), *(f"{name}={shown(value)}" for name, value in keywords.items())]
         self.call = cut(f"{self.entry_point}({', '.join(listed)})", SHOWN)
         self.got = self.expected = ""
-        request = {"given": pack((arguments, keywords))}  # a TypeError here is the test's own
+        request = {
+            "name": self.entry_point,
+            "given": pack((arguments, keywords)),
+        }  # a TypeError here is the test's own
         error = None
         try:
             send(self.calls, request)
-            reply, _ = receive(self.calls, self.longest)
+            reply, _ = receive(self.calls, self.longest, unpacks=True)
             if "error" in reply:
                 error = error_like(reply)
                 self.others.append(error_like(reply | {"message": "other"}))
             else:
-                value = unpack(reply["value"])
-                change([*arguments, *keywords.values()], unpack(reply["given"]))
+                value = reply["value"]
+                change([*arguments, *keywords.values()], reply["given"])
         except Exception:  # the program's process has ended, or its answer cannot be decoded
             self.end("")
         if error:
@@ -262,7 +266,8 @@ def change(arguments: list, changed: list) -> None:
 
 
 def shown(value: object) -> str:
-    """A value as a result shows it."""
+    """A value as a result shows it: as much of a long one as is shown anyway."""
+    value = value[:SHOWN] if type(value) in (str, bytes, list, tuple) else value
     digits = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(2 * SHOWN)  # more would take long
     try:

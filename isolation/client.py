@@ -17,7 +17,8 @@ import time
 from isolation.messages import memory_file, read_bytes, receive, send
 
 ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from these on it pays to compile a program once
-RPC_BYTES = 16 << 20  # the longest answer to a judge, or an eighth of the memory limit if that is more
+RPC_BYTES = 16 << 20  # the longest answer to a judge, or half of the memory limit if that is more
+JUDGE_BYTES = 1 << 32  # the memory of a judge, or twice the program's if that is more
 JUDGE_SECONDS = 5  # that a judge may take beyond the program's limit
 SLOW_SECONDS = 0.05  # a test that takes longer no longer counts as one of the busy workers
 LOADED_WHERE_NAMED = """
@@ -99,9 +100,13 @@ class Client:
         """Run a job's tests from number `first` on. Yields each with what `report` returns."""
         tests, limits = job.tests[first:], job.limits
         about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "entry_point": job.entry_point}
-        about |= {"output": [limits.output_bytes] * 2, "longest": max(RPC_BYTES, limits.memory_bytes // 8)}
-        judging = about | {"seconds": limits.seconds + JUDGE_SECONDS, "memory": 1 << 32}
-        judging |= {"output": [1 << 20] * 2}
+        about |= {"output": [limits.output_bytes] * 2, "longest": max(RPC_BYTES, limits.memory_bytes // 2)}
+        memory = max(JUDGE_BYTES, 2 * limits.memory_bytes)
+        judging = about | {
+            "seconds": limits.seconds + JUDGE_SECONDS,
+            "memory": memory,
+            "output": [1 << 20] * 2,
+        }
         with contextlib.ExitStack() as places:
             programs = places.enter_context(self.place(server, job.program, about, len(tests)))
             judges = None, []

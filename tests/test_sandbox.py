@@ -121,7 +121,8 @@ def test_verdict_of_a_program(sandbox, program, verdict):
         ("raise SystemExit", "assert f(1) == 2", "exception"),
         ("import os; os._exit(0)", "assert f(1) == 2", "exception"),
         ("x = 1", "assert f(1) == 2", "exception"),
-        ("def f(x): return 'a' * (1 << 25)", "assert f(1) == 2", "exception"),
+        ("def f(x): return 'a' * (1 << 25)", "assert f(1) == 2", "wrong answer"),
+        ("def f(x): return '\\0' * (1 << 25)", "assert f(1) == 2", "exception"),  # six times as long in JSON
         (
             "import sys\nsys.setrecursionlimit(10**6)\n"
             "def f(x):\n  a = []\n  for _ in range(10**4): a = [a]\n  return a",
