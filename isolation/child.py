@@ -119,9 +119,8 @@ def error_like(reply: dict) -> CandidateError:
     error = CandidateError(message)
     if isinstance(known, type) and issubclass(known, Exception) and known not in never:
         with contextlib.suppress(TypeError):  # an ExceptionGroup needs more than a message
-            plain = {
-                name: getattr(Exception, name) for name in ("__init__", "__str__")
-            }  # KeyError's own quotes
+            own = ("__init__", "__str__")  # KeyError has others, with quotes
+            plain = {name: getattr(Exception, name) for name in own}
             error = type(known.__name__, (CandidateError, known), plain)(message)
     error.trace = str(reply["traceback"])[-SHOWN:]
     return error

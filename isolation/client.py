@@ -101,17 +101,12 @@ class Client:
         tests, limits = job.tests[first:], job.limits
         about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "entry_point": job.entry_point}
         about |= {"output": [limits.output_bytes] * 2, "longest": max(RPC_BYTES, limits.memory_bytes // 2)}
-        memory = max(JUDGE_BYTES, 2 * limits.memory_bytes)
-        judging = about | {
-            "seconds": limits.seconds + JUDGE_SECONDS,
-            "memory": memory,
-            "output": [1 << 20] * 2,
-        }
+        judging = about | {"judges": True, "output": [1 << 20] * 2, "seconds": limits.seconds + JUDGE_SECONDS}
+        judging["memory"] = max(JUDGE_BYTES, 2 * limits.memory_bytes)
         with contextlib.ExitStack() as places:
             programs = places.enter_context(self.place(server, job.program, about, len(tests)))
             judges = None, []
             if job.entry_point:
-                judging["judges"] = True
                 place = self.place(self.servers["judges"], job.setup, judging, len(tests))
                 judges = places.enter_context(place)
             for test in tests:

@@ -37,6 +37,7 @@ class Jail:
     rules: bytes | None = None  # of seccomp, if they are the same for all children
     filtered: bool = False  # the server has the filter itself, so its children inherit it
     group: int | None = None  # descriptor of the server's control group
+    ready: int = -1  # by this descriptor a child says, before its program starts, that its set-up is done
 
     def on(self, layer: str) -> bool:
         return self.layers.get(layer) == "on"
@@ -52,7 +53,7 @@ class Jail:
 
 def isolate(home: str, readable: list[str]) -> Jail:
     """Put this server into every layer that the kernel and the user allow."""
-    jail = Jail(home, readable, os.open("/proc", os.O_RDONLY))
+    jail = Jail(home, readable, os.open("/proc", os.O_RDONLY), ready=os.eventfd(0, os.EFD_NONBLOCK))
     user = os.getuid()
     jail.attempt("control group", join_control_group, jail)
     if user:

@@ -153,7 +153,7 @@ def pack_other(value: object, name: str, module: str, depth: int) -> object:
 
 
 def unpack(packed: dict) -> object:
-    """The value that `pack` made this object of. Raises: an Exception of some type if it makes none like it."""
+    """The value that `pack` made this object of; an Exception of some type if it makes none like it."""
     if len(packed) != 1:  # the message itself
         return packed
     ((kind, content),) = packed.items()

@@ -62,7 +62,6 @@ def run_test(
     libc.setfsuid(jail.user or 0)  # a program that opens /dev/stdout must own the pipe
     out, err = map(Stream, message["output"], buffers)
     libc.setfsuid(0)  # programs have another user only where we are root
-    set_up, set_up_end = os.pipe()  # on which the child says that its set-up is done, before the program
     streams = {out.reader: out, err.reader: err}
     kills, peak, ended, at_deadline = kernel_kills(jail), 0, "", "time"
     poller = select.poll()
@@ -74,8 +73,8 @@ def run_test(
     deadline, next_look = began + message["seconds"], began + WATCH_SECONDS
     pid = check(fork())
     if pid == 0:
-        live(jail, message, [given[0], out.writer, err.writer, *calls, set_up_end], code or given[1])
-    for descriptor in (out.writer, err.writer, set_up_end):
+        live(jail, message, [given[0], out.writer, err.writer, *calls, jail.ready], code or given[1])
+    for descriptor in (out.writer, err.writer):
         os.close(descriptor)
     exited = os.pidfd_open(pid)
     poller.register(exited, select.POLLIN)
@@ -113,10 +112,10 @@ def run_test(
         ended = "memory"
     elif out.length > out.limit or err.length > err.limit:
         ended = ended or "output"
-    report = {"set_up": bool(ended or os.read(set_up, 4))}
-    for descriptor in (out.reader, err.reader, set_up, exited):
+    for descriptor in (out.reader, err.reader, exited):
         os.close(descriptor)
-    report |= {
+    report = {
+        "set_up": is_ready(jail) or bool(ended),
         "ended": ended,
         "exit_code": os.waitstatus_to_exitcode(status),
         "seconds": seconds,
@@ -127,13 +126,21 @@ def run_test(
     buffers[:] = out.buffer, err.buffer
 
 
+def is_ready(jail: Jail) -> bool:
+    """Whether a test's child has said that its set-up is done; for the next one it has not."""
+    try:
+        return bool(os.eventfd_read(jail.ready))
+    except BlockingIOError:
+        return False
+
+
 def live(jail: Jail, message: dict, kept: list[int], given: object) -> None:
     """The life of a test's child. It keeps as 0, 1, 2: its streams, perhaps calls, how its set-up went."""
     exit_code, last = 1, len(kept) - 1
     try:
         program = contents(given) if isinstance(given, int) else given
         enter_child(jail, message["memory"], kept)
-        os.write(last, b"done")
+        os.eventfd_write(last, 1)
         os.close(last)
         calls = socket.socket(fileno=3) if last > 3 else None
         gc.enable()
