@@ -122,7 +122,6 @@ def test_verdict_of_a_program(sandbox, program, verdict):
         ("import os; os._exit(0)", "assert f(1) == 2", "exception"),
         ("x = 1", "assert f(1) == 2", "exception"),
         ("def f(x): return 'a' * (1 << 25)", "assert f(1) == 2", "wrong answer"),
-        ("def f(x): return '\\0' * (1 << 25)", "assert f(1) == 2", "exception"),  # six times as long in JSON
         (
             "import sys\nsys.setrecursionlimit(10**6)\n"
             "def f(x):\n  a = []\n  for _ in range(10**4): a = [a]\n  return a",
@@ -733,6 +732,13 @@ def test_honest_values_come_to_the_judge_as_they_are(sandbox, program, test):
     assert results[0].verdict == Verdict.PASSED != results[1].verdict, results
 
 
+def test_the_bound_of_a_result_follows_the_memory_limit(sandbox):
+    test = AssertTest("assert len(f(200_000)) == 200_000")
+    jobs = [Job("def f(n): return ['x' * 100] * n", (test,), Limits(20.0, m << 20), "f") for m in (32, 64)]
+    small, large = ([result.verdict for result in results] for results in sandbox.run(jobs))
+    assert small != [Verdict.PASSED] == large
+
+
 @pytest.mark.parametrize(
     "test",
     [
@@ -910,6 +916,9 @@ def test_all_this_holds_for_another_user():
     here = Path(__file__).resolve().parent
     tests = [str(here / "test_sandbox.py"), str(here / "test_attacks.py")]
     pytest_call = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    # Not again what another user does not change: the comparison, the codec, the queue.
+    others = "outputs_match lies_about subclass honest_values compared_in thousand places start_in_order"
+    most = ["-k", " and ".join(f"not {name}" for name in others.split())]
     chosen = ["-k", "harm or state or left or ends or without_an_answer"]
     runs = [
         subprocess.Popen(
@@ -919,7 +928,7 @@ def test_all_this_holds_for_another_user():
             text=True,
             cwd=here.parent,
         )
-        for arguments in (pytest_call, ["--no-namespaces", *pytest_call, *chosen])
+        for arguments in ([*pytest_call, *most], ["--no-namespaces", *pytest_call, *chosen])
     ]
     printed = [run.communicate()[0] for run in runs]  # both have started: they run side by side
     assert [run.returncode for run in runs] == [0, 0], [text[-4000:] for text in printed]
