@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import struct
+import sys
 
 RPC_DEPTH = 200  # deepest nesting of a value
 PIECE = 1 << 16  # items of a list that are packed together
@@ -21,7 +22,9 @@ READERS = {int: int.__index__, float: float.__float__, complex: complex.__comple
 READERS |= {str: str.__str__, bytes: bytes.__bytes__, dict: dict.items}
 READERS |= {kind: kind.__iter__ for kind in (list, tuple, set, frozenset)}
 AS_THEY_ARE = {bool, str, float, type(None)}  # in JSON
-MAKERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+MAKERS = {"list": list, "set": set, "frozenset": frozenset}
+# Words that come again and again, as in the combinations of some, are one object each, as they were.
+MAKERS["tuple"] = lambda items: tuple(sys.intern(item) if type(item) is str else item for item in items)
 MAKERS |= {"complex": lambda parts: complex(*parts)}
 MAKERS |= {"dict": lambda parts: dict(zip(parts[::2], parts[1::2], strict=True)), "iterator": iter}
 # Types that are made anew from what their `__reduce__` or their items say, and the modules that have them.
