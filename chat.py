@@ -37,6 +37,7 @@ INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass, ast.Assign, ast.AnnAssi
 INERT += (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)  # but what is in them may
 FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,})([^`]*)")  # a line: text before it, fence, language
 PYTHON_FENCE = re.compile(r"\s*(`{3,}|~{3,})\W*(python|py|python3)\b(?!-)", re.IGNORECASE)
+ONE_LINE = re.compile(r"\s*(`{3,})\W*(?:python|py|python3)[ \t]+([^`]+)\1\s*", re.IGNORECASE)
 QUOTE = re.compile(r"^(?: {0,3}>)+ ?")
 ITEM = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*")  # indentation and the beginning of a list's item
 
@@ -199,6 +200,8 @@ def _blocks(text: str) -> list[tuple[str, str]]:
     """The fenced blocks: the first word of the language, and the code, empty if it does not compile."""
     blocks, lines, position = [], text.split("\n"), 0
     while position < len(lines):
+        if (whole := ONE_LINE.fullmatch(lines[position])) and _compiles(whole[2]):
+            blocks.append(("python", whole[2]))
         opening, position = FENCE.fullmatch(lines[position]), position + 1
         before, fence, info = opening.groups() if opening else ("", "", "")
         language = re.match(r"\W*([\w-]*)", info)[1].lower()

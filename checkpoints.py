@@ -186,6 +186,7 @@ def damage(directory: Path) -> str:
     try:
         about = json.loads((directory / "about.json").read_text())
         wrong = [name for name, kind in ABOUT.items() if type(about[name]) is not kind]
+        wrong += [name for name, kind in ABOUT.items() if kind is int and not wrong and about[name] < 0]
         sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
         wrong = wrong or [name for name, size in about["files"].items() if sizes.get(name) != size]
     except (KeyError, OSError, TypeError, ValueError) as error:

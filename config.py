@@ -195,7 +195,8 @@ def check(c: Config) -> None:
         value, least = getattr(c, entry.name), int(entry.name not in MAY_BE_0)
         kinds = (int, float) if entry.type is float else entry.type
         if not isinstance(value, kinds) or (entry.type is float and not 0 <= value < math.inf):
-            wanted = "finite number, not negative" if entry.type is float else entry.type.__name__
+            wanted = f"value of type {entry.type.__name__}"
+            wanted = "finite number, not negative" if entry.type is float else wanted
             raise ValueError(f"{entry.name} is {value!r}, but must be a {wanted}")
         if entry.type is int and value < least:
             raise ValueError(f"{entry.name} is {value}, but must be at least {least}")

@@ -191,8 +191,9 @@ def read_run(directory: Path) -> tuple[dict, list[dict]]:
     """Settings and records of a run, without a last line that a crash has cut."""
     try:
         lines = (directory / "episodes.jsonl").read_text().split("\n")[:-1]
-        return json.loads((directory / "settings.json").read_text()), [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
+        settings = {**json.loads((directory / "settings.json").read_text())}
+        return settings, [{**json.loads(line)} for line in lines]
+    except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{directory} is no run of evaluate.py that can be read: {error}") from error
 
 

@@ -50,9 +50,7 @@ class Limits:
 
     seconds: float = 10.0  # wall clock
     memory_bytes: int = 1 << 30  # of the whole process tree
-    output_bytes: int = (
-        1 << 20
-    )  # of standard error; of standard output as many times as what is expected needs
+    output_bytes: int = 1 << 20  # of standard error; of standard output as many as what is expected needs
 
 
 @dataclass(frozen=True)

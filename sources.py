@@ -68,7 +68,15 @@ def _problem(stored: dict, where: str) -> tuple[Problem, bool]:
         columns, read = max(FORMATS, key=lambda known: fmean(name in row for name in known[0].split()))
         if missing := [name for name in columns.split() if name not in row]:
             raise ValueError(f"no column {', '.join(missing)} among its columns {', '.join(row)}")
-        return read(row), any(map(row.get, FILE_COLUMNS))
+        problem = read(row)
+        about = (problem.name, problem.statement, problem.signature, problem.preamble, problem.setup)
+        tests = (vars(test).values() for test in problem.public_tests + problem.private_tests)
+        programs = problem.correct_solutions + problem.incorrect_solutions
+        "".join(itertools.chain(about, programs, *tests)).encode()
+        return problem, any(map(row.get, FILE_COLUMNS))
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"{where} has {half!r}, half of a character: write the whole one") from error
     except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"{where} is not understood: {error}") from error
 
@@ -131,7 +139,10 @@ def _left_out(rows: datasets.Dataset) -> list[str]:
             counts.append(pc.fill_null(pc.list_value_length(inputs), 0))
             uneven = pc.not_equal(counts[-1], pc.fill_null(pc.list_value_length(outputs), 0))
             if pc.any(uneven).as_py() or pc.list_flatten(outputs).null_count:
-                names = batch["name"].filter(uneven).to_pylist()
+                rows_tests = zip(
+                    batch["name"].to_pylist(), uneven.to_pylist(), outputs.to_pylist(), strict=True
+                )
+                names = [name for name, differ, texts in rows_tests if differ or None in (texts or [])]
                 raise ValueError(f"a test of {column} has no output: see {names}")
         tested = pc.and_(pc.greater(counts[0], 0), pc.greater(pc.add(counts[1], counts[2]), 0))
         for number, name in enumerate(batch["name"].to_pylist(), len(reasons) + 1):
@@ -260,10 +271,14 @@ def load_problems(source: str, split: str, holdout: float = 0.0) -> Sequence[Pro
     if source == "toy":
         return toy.problems(split)
     problems, names = _usable(_rows(source, split), source)
-    if isinstance(problems, list):
-        name, count = Counter(names).most_common(1)[0]
-        if count > 1:
-            raise ValueError(f"{source} has {count} problems of one name, {name}")
+    keys = names
+    if isinstance(problems, Problems) and "source" in problems.rows.column_names:
+        keys = zip(
+            names, problems.rows["source"], strict=True
+        )  # in CodeContests names may agree between sites
+    (first, count), *_ = Counter(keys).most_common(1)
+    if count > 1:
+        raise ValueError(f"{source} has {count} problems of one name, {first}")
     if holdout:
         problems = select(problems, [i for i, name in enumerate(names) if _part(name, holdout) == split])
         if not problems:

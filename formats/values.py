@@ -117,7 +117,8 @@ def _compares(code: str, entry_point: str, helpers: str) -> bool:
                 found = found or any(isinstance(inner, ast.Name) for inner in ast.walk(test))
             case ast.Raise():
                 found = True
-            case ast.Attribute(attr=name):  # of unittest.TestCase, or of numpy.testing
+            case ast.Attribute(attr=name):  # of unittest.TestCase, or of numpy.testing, or solution.f
+                named.add(name)
                 found = found or name.startswith("assert")
         executed += ast.iter_child_nodes(node)
     return found and not named.isdisjoint({entry_point, "candidate"})

@@ -14,14 +14,16 @@ import io
 import json
 import linecache
 import os
+import signal
 import socket
 import sys
 import threading
 import traceback
 import types
 
-from isolation.messages import SHOWN, cut, pack, receive, send, unpack
+from isolation.messages import SHOWN, cut, pack, packed_text, receive, send
 
+CHANGED = (list, dict, set)  # arguments whose changes by a call a test sees
 STREAM = io.IOBase.__mro__[1]  # an ordinary class: isinstance with the abstract one costs a child pages
 
 
@@ -51,11 +53,11 @@ def run_program(program: str | types.CodeType, calls: socket.socket | None, abou
         exec(code, module.__dict__)
         while calls:
             try:
-                call, _ = receive(calls)
+                call, _ = receive(calls, unpacks=True)
             except EOFError:  # the judge has all it needs
                 out.flush()
                 return 0
-            send(calls, answer(module, call["given"], about["entry_point"], about["longest"]))
+            send(calls, answer(module, call, about["longest"]))
     except SystemExit as stop:
         exit_code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if exit_code and not isinstance(stop.code, int):
@@ -70,20 +72,21 @@ def run_program(program: str | types.CodeType, calls: socket.socket | None, abou
     return exit_code & 255
 
 
-def answer(module: types.ModuleType, given: object, entry_point: str, longest: int) -> dict:
+def answer(module: types.ModuleType, call: dict, longest: int) -> bytearray | dict:
     """Call the function under test. Returns its value and the arguments as they are then, or its error."""
     try:
-        arguments, keywords = unpack(given)
-        value = getattr(module, entry_point)(*arguments, **keywords)
-        reply = {"value": pack(value), "given": pack([*arguments, *keywords.values()])}
-        if len(json.dumps(reply)) > longest:
+        arguments, keywords = call["given"]
+        reply = packed_text(getattr(module, call["name"])(*arguments, **keywords))
+        reply[:0] = b'{"value": '
+        reply += b', "given": ' + packed_text([*arguments, *keywords.values()]) + b"}"
+        if len(reply) > longest:
             raise ValueError(f"the result is longer than {longest} bytes")
+        return reply
     except BaseException as error:
         last = traceback.format_exception_only(error)[-1].strip()
         known = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
         reply = {"error": known.__name__, "message": last.partition(": ")[2][:SHOWN]}
-        reply["traceback"] = candidate_traceback(error)[-SHOWN:]
-    return reply
+        return reply | {"traceback": candidate_traceback(error)[-SHOWN:]}
 
 
 def finish(module: types.ModuleType, out: io.TextIOBase) -> None:
@@ -105,89 +108,6 @@ class CandidateError(Exception):
     """The function under test raised an exception; `trace` is its traceback."""
 
 
-class Comparisons(ast.NodeTransformer):
-    """Marks where a test compares: its asserts, its ifs that raise, its calls of functions named assert..."""
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        if not isinstance(node, ast.expr):  # a test may have very long lists
-            self.generic_visit(node)
-        raises = isinstance(node, ast.If) and any(isinstance(step, ast.Raise) for step in node.body)
-        if raises or isinstance(node, ast.Assert) and not isinstance(node.test, (ast.Tuple, ast.Constant)):
-            values = [node.test]
-            match node:
-                case ast.Assert(ast.Compare(left, [ast.Eq()], [right])):
-                    values = [left, right]  # which a failed test shows
-            node.test = ast.Call(ast.Name("_compare", ast.Load()), values, [])
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1].startswith("assert"):
-            return ast.Call(ast.Name("_compare", ast.Load()), [node], [])
-        return node
-
-
-class Proxy:
-    """Calls the function under test in the program's process, and remembers what a failed test shows."""
-
-    def __init__(self, calls: socket.socket, entry_point: str, longest: int) -> None:
-        self.calls, self.entry_point, self.longest = calls, entry_point, longest
-        self.answered = self.compared = False  # the test has got an answer, and compared something since
-        self.call = self.got = self.expected = ""  # the last call, as a result shows it
-
-    def candidate(self, /, *arguments: object, **keywords: object) -> object:
-        """The function under test, for the test's code."""
-        listed = [*map(shown, arguments), *(f"{name}={shown(value)}" for name, value in keywords.items())]
-        self.call = cut(f"{self.entry_point}({', '.join(listed)})", SHOWN)
-        self.got = self.expected = ""
-        request = {"given": pack((arguments, keywords))}  # a TypeError here is the test's own
-        error = None
-        try:
-            send(self.calls, request)
-            reply, _ = receive(self.calls, self.longest)
-            if "error" in reply:
-                error = error_like(reply)
-            else:
-                value = unpack(reply["value"])
-                after = unpack(reply["given"])
-                for ours, theirs in zip([*arguments, *keywords.values()], after, strict=True):
-                    if type(ours) is list is type(theirs):
-                        ours[:] = theirs
-                    elif type(ours) in (dict, set) and type(theirs) is type(ours):
-                        ours.clear()
-                        ours.update(theirs)
-        except Exception:  # the program's process has ended, or its answer cannot be decoded
-            self.end("")
-        self.answered = True
-        if error:
-            self.compared = True  # by the test's `except`, else it fails
-            raise error
-        self.got = shown(value)
-        return value
-
-    def compare(self, got: object, *expected: object) -> object:
-        """The value of `got == expected`, or of `got` alone; what a failed test shows is remembered."""
-        self.compared |= self.answered
-        same = got == expected[0] if expected else got
-        if expected and not same:
-            self.got, self.expected = shown(got), shown(expected[0])
-        return same
-
-    def end(self, verdict: str, trace: str = "") -> None:
-        """Say the verdict, and end at once. It is empty if a call had no answer: then the caller decides."""
-        says = {"verdict": verdict, "traceback": trace, "call": self.call}
-        os.write(1, json.dumps(says | {"got": self.got, "expected": self.expected}).encode())
-        os._exit(0)
-
-
-def shown(value: object) -> str:
-    """A value as a result shows it."""
-    digits = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(2 * SHOWN)  # more would take long
-    try:
-        return cut(repr(value), SHOWN)
-    except ValueError:
-        return f"<{type(value).__name__}, too long to show>"
-    finally:
-        sys.set_int_max_str_digits(digits)
-
-
 def error_like(reply: dict) -> CandidateError:
     """The program's exception as a test may expect it: also of the builtin type of that name.
 
@@ -199,30 +119,175 @@ def error_like(reply: dict) -> CandidateError:
     error = CandidateError(message)
     if isinstance(known, type) and issubclass(known, Exception) and known not in never:
         with contextlib.suppress(TypeError):  # an ExceptionGroup needs more than a message
-            plain = {
-                name: getattr(Exception, name) for name in ("__init__", "__str__")
-            }  # KeyError's own quotes
+            own = ("__init__", "__str__")  # KeyError has others, with quotes
+            plain = {name: getattr(Exception, name) for name in own}
             error = type(known.__name__, (CandidateError, known), plain)(message)
     error.trace = str(reply["traceback"])[-SHOWN:]
     return error
 
 
-def judge(calls: socket.socket, about: dict) -> None:
-    """In the judge's child: run setup and test code, say the verdict, and end."""
-    sys.stdout = sys.stderr = open(os.devnull, "w")
-    proxy = Proxy(calls, about["entry_point"], about["longest"])
+class Other:
+    """An answer that is equal to everything, or to nothing."""
+
+    def __init__(self, equal: bool) -> None:
+        self.equal = equal
+
+    def __eq__(self, other: object) -> bool:
+        return self.equal
+
+    def __bool__(self) -> bool:
+        return self.equal
+
+
+# A test that passes with each of these as the answer to all of its calls compares no answer.
+RAISED = "Exception ValueError TypeError KeyError IndexError ZeroDivisionError".split()
+OTHERS = [Other(False), Other(True), None, 0, 0.5, "", [], (), {}, set()]
+OTHERS += [error_like({"error": name, "message": "other", "traceback": ""}) for name in RAISED]
+
+
+class OtherFunction:
+    """Stands for the function under test: gives the same answer to all calls, and changes its arguments."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def __call__(self, /, *arguments: object, **keywords: object) -> object:
+        given = [*arguments, *keywords.values()]
+        change(given, [type(value)({object(): 0}) if type(value) in CHANGED else value for value in given])
+        if isinstance(self.answer, CandidateError):
+            raise self.answer
+        return self.answer
+
+
+class Judge:
+    """Runs a test's code. The function under test is a proxy that calls it in the program's process."""
+
+    def __init__(self, about: dict) -> None:
+        self.entry_point, self.longest = about["entry_point"], about["longest"]
+        self.names = "candidate", self.entry_point  # of the function under test
+        self.compared = False  # an answer
+        self.others = [*OTHERS]
+        self.call = self.got = self.expected = ""  # the last call, as a result shows it
+        self.namespace = {"__name__": "judge", "_compare": self.compare}
+        self.module = sys.modules["solution"] = types.ModuleType("solution")  # a test may import it
+
+    def execute(self, source: str) -> types.CodeType:
+        """Execute trusted code. Where it asserts that two values are equal, it calls `compare`."""
+        tree = ast.parse(source)
+        nodes = [tree]
+        for node in nodes:  # grows as we go; not by expressions, because a test may have very long lists
+            for _, part in ast.iter_fields(node):
+                nodes += (
+                    [step for step in part if not isinstance(step, ast.expr)] if type(part) is list else []
+                )
+            match node:
+                case ast.Assert(ast.Compare(left, [ast.Eq()], [right])):
+                    line = {"lineno": node.lineno, "col_offset": 0}
+                    answer = isinstance(left, ast.Call) and ast.unparse(left.func) in self.names
+                    values = [left, right, ast.Constant(answer, **line)]
+                    node.test = ast.Call(ast.Name("_compare", ast.Load(), **line), values, [], **line)
+        code = compile(tree, "test.py", "exec")
+        exec(code, self.namespace)
+        return code
+
+    def compare(self, got: object, expected: object, answer: bool) -> bool:
+        """The value of `got == expected`; what a failed test shows is remembered."""
+        self.compared |= answer
+        same = got == expected
+        if not same:
+            self.got, self.expected = shown(got), shown(expected)
+        return same
+
+    def offer(self, function: object) -> None:
+        """Give the test's code a function as the one under test."""
+        self.namespace |= dict.fromkeys(self.names, function)
+        setattr(self.module, self.entry_point, function)
+
+    def run(self, test: str, calls: socket.socket) -> None:
+        """Run a test's code, and say that it has passed, or that every program would pass it."""
+        self.calls = calls
+        self.offer(self.candidate)
+        code = self.execute(test)
+        if not self.compared and not any(self.fails(code, answer) for answer in self.others):
+            self.end("exception", "the test compares nothing with an answer of the program")
+        self.end("passed")
+
+    def fails(self, code: types.CodeType, answer: object) -> bool:
+        """Whether a test fails where its calls get another answer."""
+        self.offer(OtherFunction(answer))
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 1.0)  # it may wait for the right answer
+        try:
+            exec(code, self.namespace)
+        except BaseException as error:
+            return error is not answer
+        return False
+
+    def candidate(self, /, *arguments: object, **keywords: object) -> object:
+        """The function under test, for the test's code."""
+        listed = [*map(shown, arguments), *(f"{name}={shown(value)}" for name, value in keywords.items())]
+        self.call = cut(f"{self.entry_point}({', '.join(listed)})", SHOWN)
+        self.got = self.expected = ""
+        request = {
+            "name": self.entry_point,
+            "given": pack((arguments, keywords)),
+        }  # a TypeError here is the test's own
+        error = None
+        try:
+            send(self.calls, request)
+            reply, _ = receive(self.calls, self.longest, unpacks=True)
+            if "error" in reply:
+                error = error_like(reply)
+                self.others.append(error_like(reply | {"message": "other"}))
+            else:
+                value = reply["value"]
+                change([*arguments, *keywords.values()], reply["given"])
+        except Exception:  # the program's process has ended, or its answer cannot be decoded
+            self.end("")
+        if error:
+            raise error
+        self.got = shown(value)
+        return value
+
+    def end(self, verdict: str, trace: str = "") -> None:
+        """Say the verdict, and end at once. It is empty if a call had no answer: then the caller decides."""
+        says = {"verdict": verdict, "traceback": trace, "call": self.call}
+        os.write(1, json.dumps(says | {"got": self.got, "expected": self.expected}).encode())
+        os._exit(0)
+
+
+def change(arguments: list, changed: list) -> None:
+    """Give the lists, dicts and sets among a test's arguments the content that they have after the call."""
+    for ours, theirs in zip(arguments, changed, strict=True):
+        if type(ours) in CHANGED and type(theirs) is type(ours):
+            ours.clear()
+            (ours.extend if type(ours) is list else ours.update)(theirs)
+
+
+def shown(value: object) -> str:
+    """A value as a result shows it: as much of a long one as is shown anyway."""
+    value = value[:SHOWN] if type(value) in (str, bytes, list, tuple) else value
+    digits = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(2 * SHOWN)  # more would take long
     try:
-        namespace = {"__name__": "judge", "_compare": proxy.compare}
-        for text in ("setup", "code"):
-            tree = ast.fix_missing_locations(Comparisons().visit(ast.parse(about[text])))
-            exec(compile(tree, "test.py", "exec"), namespace)
-            namespace |= {"candidate": proxy.candidate, about["entry_point"]: proxy.candidate}
+        return cut(repr(value), SHOWN)
+    except ValueError:
+        return f"<{type(value).__name__}, too long to show>"
+    finally:
+        sys.set_int_max_str_digits(digits)
+
+
+def judge(setup: str | Judge, test: str, calls: socket.socket, about: dict) -> None:
+    """In the judge's child: run a test's code, say the verdict, and end. A zygote has run the set-up."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+    judge = Judge(about) if isinstance(setup, str) else setup
+    try:
+        if isinstance(setup, str):
+            judge.execute(setup)
+        judge.run(test, calls)
     except AssertionError:
-        proxy.end("wrong answer")
+        judge.end("wrong answer")
     except CandidateError as error:
-        proxy.end("out of memory" if isinstance(error, MemoryError) else "exception", error.trace)
+        judge.end("out of memory" if isinstance(error, MemoryError) else "exception", error.trace)
     except BaseException as error:  # the test's code could not work with the values that it got
-        proxy.end("exception", "".join(traceback.format_exception_only(error))[-SHOWN:])
-    if not proxy.compared:
-        proxy.end("exception", "the test compares nothing with an answer of the program")
-    proxy.end("passed")
+        judge.end("exception", "".join(traceback.format_exception_only(error))[-SHOWN:])

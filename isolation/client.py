@@ -1,5 +1,6 @@
 """The caller's side of the machinery: start the keeper, ask it for servers, have tests run on them."""
 
+import contextlib
 import json
 import os
 import re
@@ -16,7 +17,8 @@ import time
 from isolation.messages import memory_file, read_bytes, receive, send
 
 ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from these on it pays to compile a program once
-RPC_BYTES = 16 << 20  # the longest answer to a judge, or an eighth of the memory limit if that is more
+RPC_BYTES = 16 << 20  # the longest answer to a judge, or half of the memory limit if that is more
+JUDGE_BYTES = 1 << 32  # the memory of a judge, or twice the program's if that is more
 JUDGE_SECONDS = 5  # that a judge may take beyond the program's limit
 SLOW_SECONDS = 0.05  # a test that takes longer no longer counts as one of the busy workers
 LOADED_WHERE_NAMED = """
@@ -95,23 +97,37 @@ class Client:
         return self.servers[programs]
 
     def reports(self, job, first: int, server: Server):
-        """Run a job's tests from number `first` on, in a zygote if that pays. Yields each with its report."""
+        """Run a job's tests from number `first` on. Yields each with what `report` returns."""
         tests, limits = job.tests[first:], job.limits
         about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "entry_point": job.entry_point}
-        about |= {"output": [limits.output_bytes] * 2, "longest": max(RPC_BYTES, limits.memory_bytes // 8)}
-        imports = imported(job.program)
-        costly = imports or len(tests) * len(job.program) > ZYGOTE_CHARACTERS
-        if not costly or len(tests) < ZYGOTE_TESTS:
+        about |= {"output": [limits.output_bytes] * 2, "longest": max(RPC_BYTES, limits.memory_bytes // 2)}
+        judging = about | {"judges": True, "output": [1 << 20] * 2, "seconds": limits.seconds + JUDGE_SECONDS}
+        judging["memory"] = max(JUDGE_BYTES, 2 * limits.memory_bytes)
+        with contextlib.ExitStack() as places:
+            programs = places.enter_context(self.place(server, job.program, about, len(tests)))
+            judges = None, []
+            if job.entry_point:
+                place = self.place(self.servers["judges"], job.setup, judging, len(tests))
+                judges = places.enter_context(place)
             for test in tests:
-                yield test, *self.report(job, test, about, server.channel, [memory_file(job.program)])
+                yield test, *self.report(test, about, programs, judging, judges)
+
+    @contextlib.contextmanager
+    def place(self, server: Server, source: str, about: dict, tests: int):
+        """Where tests run: the channel of a zygote of this source if that pays, else that of the server.
+
+        Yields: the channel, and what each test must bring: nothing to a zygote, else the source.
+        """
+        imports = imported(source)
+        if tests < ZYGOTE_TESTS or not imports and tests * len(source) <= ZYGOTE_CHARACTERS:
+            yield server.channel, [source]
             return
         channel, theirs = socket.socketpair()
         try:
             start = about | {"kind": "zygote", "imports": [*imports]}
-            send(server.channel, start, [theirs.detach(), memory_file(job.program)])
-            self.reply(channel, limits.seconds)  # it has compiled the program
-            for test in tests:
-                yield test, *self.report(job, test, about, channel, [])
+            send(server.channel, start, [theirs.detach(), memory_file(source)])
+            self.reply(channel, about["seconds"])  # it has compiled the source
+            yield channel, []
         finally:  # also if the reader of this generator stops early
             channel.close()
             try:
@@ -120,24 +136,24 @@ class Client:
             except (OSError, EOFError):  # the server is lost, but the results that it gave are whole
                 self.kill_servers()
 
-    def report(self, job, test, about: dict, channel: socket.socket, program: list[int]) -> tuple[dict, dict]:
-        """One test on a server or a zygote and, for an assert test, on the judge's server beside it.
+    def report(self, test, about: dict, programs: tuple, judging: dict, judges: tuple) -> tuple[dict, dict]:
+        """One test in its places: a program's and, for an assert test, a judge's beside it.
 
         Returns: how the program ended, and what the judge says (nothing if there is none).
         """
-        patience = job.limits.seconds + 20  # the servers keep the time; this is for a server that fails to
-        if hasattr(test, "input"):
+        patience = about["seconds"] + 20  # the servers keep the time; this is for a server that fails to
+        (channel, program), (judge, setup), judgement = programs, judges, {}
+        if judge is None:
             # In steps: a program may find the bound, but not by it the length of what is expected.
-            steps = 1 + 4 * len(test.output) // job.limits.output_bytes
-            outputs = [steps * job.limits.output_bytes, job.limits.output_bytes]
-            send(channel, about | {"kind": "io", "output": outputs}, [memory_file(test.input), *program])
+            out, err = about["output"]
+            outputs = [(1 + 4 * len(test.output) // out) * out, err]
+            message = about | {"kind": "io", "output": outputs}
+            send(channel, message, [*map(memory_file, [test.input, *program])])
             return self.reply(channel, patience), {}
         ours, theirs = socket.socketpair()
-        send(channel, about | {"kind": "assert"}, [memory_file(""), *program, theirs.detach()])
-        judging = json.dumps(about | {"setup": job.setup, "code": test.code})
-        limits = {"seconds": job.limits.seconds + JUDGE_SECONDS, "memory": 1 << 32, "output": [1 << 20] * 2}
-        judge, judgement = self.servers["judges"].channel, {}
-        send(judge, limits | {"kind": "judge"}, [memory_file(""), memory_file(judging), ours.detach()])
+        send(channel, about | {"kind": "assert"}, [*map(memory_file, ["", *program]), theirs.detach()])
+        given = [*map(memory_file, [test.code, *setup]), ours.detach()]
+        send(judge, judging | {"kind": "judge"}, given)
         judged = self.reply(judge, patience)
         if judged["exit_code"] == 0 and not judged["ended"]:
             judgement = json.loads(judged["out"])

@@ -149,7 +149,7 @@ def tree_bytes(proc: int, limit: int) -> int:
 
 def clear(proc: int, home: str) -> None:
     """Kill and reap every process below this one, to which all orphans have come, and delete all files."""
-    with contextlib.suppress(ChildProcessError):  # none is left
+    try:
         while True:
             if os.waitpid(-1, os.WNOHANG)[0]:
                 continue
@@ -160,6 +160,8 @@ def clear(proc: int, home: str) -> None:
             for process in descendants(proc):
                 with contextlib.suppress(OSError):
                     os.kill(process, signal.SIGKILL)
+    except ChildProcessError:  # none is left
+        pass
     empty(home)
 
 

@@ -37,6 +37,7 @@ class Jail:
     rules: bytes | None = None  # of seccomp, if they are the same for all children
     filtered: bool = False  # the server has the filter itself, so its children inherit it
     group: int | None = None  # descriptor of the server's control group
+    ready: int = -1  # by this descriptor a child says, before its program starts, that its set-up is done
 
     def on(self, layer: str) -> bool:
         return self.layers.get(layer) == "on"
@@ -52,7 +53,7 @@ class Jail:
 
 def isolate(home: str, readable: list[str]) -> Jail:
     """Put this server into every layer that the kernel and the user allow."""
-    jail = Jail(home, readable, os.open("/proc", os.O_RDONLY))
+    jail = Jail(home, readable, os.open("/proc", os.O_RDONLY), ready=os.eventfd(0, os.EFD_NONBLOCK))
     user = os.getuid()
     jail.attempt("control group", join_control_group, jail)
     if user:
@@ -86,9 +87,26 @@ def isolate(home: str, readable: list[str]) -> Jail:
         if jail.on("private file system"):  # then the server does not need the calls that the filter closes
             kernel.install_filter(jail.rules)
             jail.filtered = True
+    limit(
+        resource.RLIMIT_FSIZE, FILE_BYTES if jail.on("private file system") else 0
+    )  # else it fills the disk
+    limit(resource.RLIMIT_NOFILE, 128)
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_MEMLOCK, 0)
+    # Programs that recurse ask for more, or for no limit at all; the address space limits them anyway.
+    _, most = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (256 << 20 if most < 0 else min(256 << 20, most), most))
     os.chdir(home)
     libc.prctl(kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)  # else a program of the same user could write our memory
     return jail
+
+
+def limit(what: int, most: int) -> None:
+    """Limit this process and its children; to the caller's own limit if that is lower."""
+    try:
+        resource.setrlimit(what, (most, most))
+    except ValueError:
+        resource.setrlimit(what, (resource.getrlimit(what)[1],) * 2)
 
 
 def group_directory(server: int) -> str:
@@ -213,22 +231,8 @@ def enter_child(jail: Jail, memory_bytes: int, descriptors: list[int]) -> None:
         os.dup2(source, target)  # the keeper keeps 0 to 7 taken: no source is overwritten before its turn
     os.closerange(len(descriptors), 1 << 20)
     kernel.sigprocmask(signal.SIG_SETMASK, NO_SIGNALS, None)
-    for what, most in (
-        (resource.RLIMIT_AS, memory_bytes + FILE_BYTES + STACK_BYTES),  # with the interpreter's own share
-        # No file at all if it would fill the disk.
-        (resource.RLIMIT_FSIZE, FILE_BYTES if jail.on("private file system") else 0),
-        (resource.RLIMIT_NOFILE, 128),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NPROC, jail.processes),
-        (resource.RLIMIT_MEMLOCK, 0),
-    ):
-        try:
-            resource.setrlimit(what, (most, most))
-        except ValueError:  # the caller's own limit is lower
-            resource.setrlimit(what, (resource.getrlimit(what)[1],) * 2)
-    # Programs that recurse ask for more, or for no limit at all; the address space limits them anyway.
-    _, most = resource.getrlimit(resource.RLIMIT_STACK)
-    resource.setrlimit(resource.RLIMIT_STACK, (64 << 20 if most < 0 else min(64 << 20, most), most))
+    limit(resource.RLIMIT_AS, memory_bytes + FILE_BYTES + STACK_BYTES)  # with the interpreter's own share
+    limit(resource.RLIMIT_NPROC, jail.processes)
     if jail.user is not None:
         os.setresgid(jail.user, jail.user, jail.user)
         os.setresuid(jail.user, jail.user, jail.user)

@@ -12,15 +12,19 @@ import os
 import re
 import socket
 import struct
+import sys
 
 RPC_DEPTH = 200  # deepest nesting of a value
+PIECE = 1 << 16  # items of a list that are packed together
 SHOWN = 2000  # characters of a value or a traceback in a result
 # How each plain type reads an instance: a subclass may say anything about itself.
 READERS = {int: int.__index__, float: float.__float__, complex: complex.__complex__}
 READERS |= {str: str.__str__, bytes: bytes.__bytes__, dict: dict.items}
 READERS |= {kind: kind.__iter__ for kind in (list, tuple, set, frozenset)}
 AS_THEY_ARE = {bool, str, float, type(None)}  # in JSON
-MAKERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+MAKERS = {"list": list, "set": set, "frozenset": frozenset}
+# Words that come again and again, as in the combinations of some, are one object each, as they were.
+MAKERS["tuple"] = lambda items: tuple(sys.intern(item) if type(item) is str else item for item in items)
 MAKERS |= {"complex": lambda parts: complex(*parts)}
 MAKERS |= {"dict": lambda parts: dict(zip(parts[::2], parts[1::2], strict=True)), "iterator": iter}
 # Types that are made anew from what their `__reduce__` or their items say, and the modules that have them.
@@ -28,10 +32,12 @@ REBUILT = {"range": "builtins", "bytearray": "builtins", "deque": "collections",
 REBUILT |= {"Decimal": "decimal", **dict.fromkeys(("date", "datetime", "time", "timedelta"), "datetime")}
 
 
-def send(channel: socket.socket, message: dict, descriptors: list[int] = (), data: list = ()) -> None:
-    """Send a message, with `data` after it. The descriptors go with it and are closed here."""
-    text = json.dumps(message).encode()
-    parts = [struct.pack("!Q", len(text)) + text, *data]
+def send(
+    channel: socket.socket, message: dict | bytearray, descriptors: list[int] = (), data: list = ()
+) -> None:
+    """Send a message (or its text), with `data` after it. The descriptors go with it and are closed here."""
+    text = message if isinstance(message, bytearray) else json.dumps(message).encode()
+    parts = [struct.pack("!Q", len(text)), text, *data]
     try:
         sent = socket.send_fds(channel, parts, list(descriptors))  # all at once: the other side wakes once
         for part in parts:
@@ -43,7 +49,7 @@ def send(channel: socket.socket, message: dict, descriptors: list[int] = (), dat
             os.close(descriptor)
 
 
-def read_bytes(channel: socket.socket, length: int) -> bytes:
+def read_bytes(channel: socket.socket, length: int) -> bytearray:
     """Exactly `length` bytes. Raises EOFError if the other side has closed the channel."""
     data = bytearray()
     while len(data) < length:
@@ -51,18 +57,24 @@ def read_bytes(channel: socket.socket, length: int) -> bytes:
         if not piece:
             raise EOFError
         data += piece
-    return bytes(data)
+    return data
 
 
-def receive(channel: socket.socket, limit: int = 1 << 30, most_files: int = 0) -> tuple[dict, list[int]]:
-    """The next message and its descriptors; EOFError if the channel is closed, ValueError if it is none."""
+def receive(
+    channel: socket.socket, limit: int = 1 << 30, most_files: int = 0, unpacks: bool = False
+) -> tuple[dict, list[int]]:
+    """The next message and its descriptors, with its values unpacked if they were packed.
+
+    Raises: EOFError if the channel is closed; another Exception if it is no message.
+    """
     header, descriptors, _, _ = socket.recv_fds(channel, 8, most_files)
     if not header:
         raise EOFError
     (length,) = struct.unpack("!Q", header + read_bytes(channel, 8 - len(header)))
     if length > limit:
         raise ValueError(f"a message of {length} bytes, more than {limit}")
-    return json.loads(read_bytes(channel, length)), descriptors
+    text = read_bytes(channel, length).decode()
+    return json.loads(text, object_hook=unpack if unpacks else None), descriptors
 
 
 def memory_file(text: str) -> int:
@@ -74,7 +86,8 @@ def memory_file(text: str) -> int:
 
 def contents(memory_file: int) -> str:
     """The text of a file that `memory_file` made."""
-    return os.pread(memory_file, os.fstat(memory_file).st_size, 0).decode("utf-8", "surrogatepass")
+    length = os.lseek(memory_file, 0, os.SEEK_END)
+    return os.pread(memory_file, length, 0).decode("utf-8", "surrogatepass")
 
 
 def cut(text: str, length: int) -> str:
@@ -107,7 +120,19 @@ def pack(value: object, depth: int = 0) -> object:
         value = value.real, value.imag
     if kind is dict:
         value = itertools.chain.from_iterable(value)
-    return {kind.__name__: [item if type(item) in AS_THEY_ARE else pack(item, depth + 1) for item in value]}
+    items = [item if type(item) in AS_THEY_ARE else pack(item, depth + 1) for item in value]
+    return items if kind is list else {kind.__name__: items}
+
+
+def packed_text(value: object) -> bytearray:
+    """Plain data as JSON. A long list is packed in pieces, because packed it takes much more memory."""
+    if type(value) is not list or len(value) <= PIECE:
+        return bytearray(json.dumps(pack(value)).encode())
+    text = bytearray(b"[")
+    for start in range(0, len(value), PIECE):
+        text += packed_text(value[start : start + PIECE])[1:-1] + b","
+    text[-1:] = b"]"
+    return text
 
 
 def pack_other(value: object, name: str, module: str, depth: int) -> object:
@@ -130,20 +155,17 @@ def pack_other(value: object, name: str, module: str, depth: int) -> object:
     return {name: [pack(item, depth + 1) for item in items]}
 
 
-def unpack(packed: object, depth: int = 0) -> object:
-    """The inverse of `pack`; raises an Exception of some type for anything that `pack` does not make."""
-    if packed is None or type(packed) in (bool, str, int, float):
+def unpack(packed: dict) -> object:
+    """The value that `pack` made this object of; an Exception of some type if it makes none like it."""
+    if len(packed) != 1:  # the message itself
         return packed
-    if depth > RPC_DEPTH or type(packed) is not dict:
-        raise ValueError("not packed data")
     ((kind, content),) = packed.items()
     if kind == "int":
         return int(content, 16)
     if kind == "bytes":
         return bytes.fromhex(content)
-    items = [item if type(item) in AS_THEY_ARE else unpack(item, depth + 1) for item in content]
     if kind in REBUILT:
-        return getattr(importlib.import_module(REBUILT[kind]), kind)(*items)
+        return getattr(importlib.import_module(REBUILT[kind]), kind)(*content)
     if kind.startswith("dict_"):
-        return getattr(MAKERS["dict"](items), kind.removeprefix("dict_"))()
-    return MAKERS[kind](items)
+        return getattr(MAKERS["dict"](content), kind.removeprefix("dict_"))()
+    return MAKERS[kind](content)

@@ -9,7 +9,6 @@ test to test, and a program finds no module, path or name of this project.
 import builtins
 import contextlib
 import gc
-import json
 import mmap
 import os
 import random
@@ -20,7 +19,7 @@ import socket
 import sys
 import time
 
-from isolation.child import compile_program, judge, run_program
+from isolation.child import Judge, compile_program, judge, run_program
 from isolation.kernel import PR_SET_CHILD_SUBREAPER, check, clear, empty, fork, libc, tree_bytes
 from isolation.layers import FILE_BYTES, Jail, enter_child, group_directory, isolate, kernel_kills, write_file
 from isolation.messages import contents, receive, send
@@ -63,7 +62,6 @@ def run_test(
     libc.setfsuid(jail.user or 0)  # a program that opens /dev/stdout must own the pipe
     out, err = map(Stream, message["output"], buffers)
     libc.setfsuid(0)  # programs have another user only where we are root
-    set_up, set_up_end = os.pipe()  # on which the child says that its set-up is done, before the program
     streams = {out.reader: out, err.reader: err}
     kills, peak, ended, at_deadline = kernel_kills(jail), 0, "", "time"
     poller = select.poll()
@@ -75,8 +73,8 @@ def run_test(
     deadline, next_look = began + message["seconds"], began + WATCH_SECONDS
     pid = check(fork())
     if pid == 0:
-        live(jail, message, [given[0], out.writer, err.writer, *calls, set_up_end], code or given[1])
-    for descriptor in (out.writer, err.writer, set_up_end):
+        live(jail, message, [given[0], out.writer, err.writer, *calls, jail.ready], code or given[1])
+    for descriptor in (out.writer, err.writer):
         os.close(descriptor)
     exited = os.pidfd_open(pid)
     poller.register(exited, select.POLLIN)
@@ -114,10 +112,10 @@ def run_test(
         ended = "memory"
     elif out.length > out.limit or err.length > err.limit:
         ended = ended or "output"
-    report = {"set_up": bool(ended or os.read(set_up, 4))}
-    for descriptor in (out.reader, err.reader, set_up, exited):
+    for descriptor in (out.reader, err.reader, exited):
         os.close(descriptor)
-    report |= {
+    report = {
+        "set_up": is_ready(jail) or bool(ended),
         "ended": ended,
         "exit_code": os.waitstatus_to_exitcode(status),
         "seconds": seconds,
@@ -128,32 +126,44 @@ def run_test(
     buffers[:] = out.buffer, err.buffer
 
 
+def is_ready(jail: Jail) -> bool:
+    """Whether a test's child has said that its set-up is done; for the next one it has not."""
+    try:
+        return bool(os.eventfd_read(jail.ready))
+    except BlockingIOError:
+        return False
+
+
 def live(jail: Jail, message: dict, kept: list[int], given: object) -> None:
     """The life of a test's child. It keeps as 0, 1, 2: its streams, perhaps calls, how its set-up went."""
     exit_code, last = 1, len(kept) - 1
     try:
         program = contents(given) if isinstance(given, int) else given
         enter_child(jail, message["memory"], kept)
-        os.write(last, b"done")
+        os.eventfd_write(last, 1)
         os.close(last)
         calls = socket.socket(fileno=3) if last > 3 else None
         gc.enable()
         if message["kind"] == "judge":
-            judge(calls, json.loads(program))
+            judge(program, contents(0), calls, message)
         exit_code = run_program(program, calls, message)
     finally:
         os._exit(exit_code)
 
 
-def serve_program(channel: socket.socket, jail: Jail, message: dict, program: int) -> None:
-    """A zygote's life: compile the program within its limits, and serve its tests."""
+def become_zygote(channel: socket.socket, jail: Jail, message: dict, program: int) -> None:
+    """A zygote's life: compile a program or run a judge's set-up within its limits, and serve tests."""
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         source = contents(program)
         before = resource.getrlimit(resource.RLIMIT_AS)
         try:
             resource.setrlimit(resource.RLIMIT_AS, (message["memory"] + FILE_BYTES, before[1]))
-            code = compile_program(source)
+            if message.get("judges"):
+                code = Judge(message)
+                code.execute(source)
+            else:
+                code = compile_program(source)
             for name in sys.stdlib_module_names.union(["numpy"]).intersection(message["imports"]):
                 if name not in NEVER_LOADED_EARLY:
                     with contextlib.suppress(Exception):  # the program's own import will raise it again
@@ -182,7 +192,7 @@ def serve(channel: socket.socket, jail: Jail, code: object = None) -> None:
             zygote = check(fork())
             if not zygote:
                 channel.close()
-                serve_program(socket.socket(fileno=given[0]), jail, message, given[1])
+                become_zygote(socket.socket(fileno=given[0]), jail, message, given[1])
         elif message["kind"] == "end":
             os.kill(zygote, signal.SIGKILL)
             clear(jail.proc, jail.home)

@@ -73,6 +73,12 @@ BLOCK = f"```python\n{F}```\n"
         ("```python\nx = 1\n```This prints nothing.", "x = 1\n"),
         ("```python\nx = 1\n", "x = 1\n"),
         ("```python\nx = 1\n```\nBetter:\n```python\nfor x in", "x = 1\n"),
+        ("````python\nx = 1\n```\nDone.", None),  # a shorter fence is no end, and no Python
+        ("```python print(1)```", "print(1)"),
+        ("It is:\n\n ```py x = 1 ```\nDone.", "x = 1 "),
+        ("```python -m pip install x```\n" + BLOCK, F),
+        (BLOCK + "```python f(3)```", F),
+        ("Use ```python x = 5``` here.\n" + BLOCK, F),
         # a fence that is given up, or wraps Markdown: the block of Python in it counts
         (f"```markdown\nHere:\n{BLOCK}```\n", F),
         (f"```\n{BLOCK}```\n", F),

@@ -87,6 +87,14 @@ def test_a_full_disk_is_told_in_a_sentence_and_leaves_the_older_checkpoint(tmp_p
     assert checkpoints.damage(older) == ""
 
 
+def test_a_negative_size_in_a_checkpoint_is_damage(tmp_path):
+    directory = save(tmp_path, 1)
+    about = json.loads((directory / "about.json").read_text())
+    for name in ("iteration", "metrics.jsonl", "dialogs.txt"):
+        (directory / "about.json").write_text(json.dumps(about | {name: -1}))
+        assert "no sizes of the logs" in checkpoints.damage(directory)
+
+
 class Hostile:
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -144,7 +152,7 @@ def test_damaged_settings_of_a_run_are_named(tmp_path, text):
 )
 def test_a_setting_of_another_type_is_named(tmp_path, changed):
     (tmp_path / "config.json").write_text(json.dumps(vars(parse_config([])) | changed))
-    with pytest.raises(ValueError, match=f"{[*changed][0]} is .*, but must be a"):
+    with pytest.raises(ValueError, match=f"{[*changed][0]} is .*, but must be a (value of|finite)"):
         parse_config(["--resume", str(tmp_path)])
 
 

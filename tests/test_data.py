@@ -131,9 +131,9 @@ def test_code_contests_rows_are_read_whole(capsys):
 
 
 def test_a_large_set_stays_on_disk(monkeypatch):
-    made = []
+    made, (sums, _) = [], problems("code_contests.parquet").values()
     monkeypatch.setattr(
-        sources, "FORMATS", [(sources.FORMATS[-1][0], lambda row: made.append(row["name"]) or 1)]
+        sources, "FORMATS", [(sources.FORMATS[-1][0], lambda row: made.append(row["name"]) or sums)]
     )
     loaded = load_problems(str(FIXTURES / "code_contests.parquet"), "train")
     assert len(made) == 1 and isinstance(loaded, Problems) and len(loaded) == 2
@@ -156,7 +156,9 @@ def test_hub_names_load_with_datasets(monkeypatch, only_split, capsys):
 def test_a_folder_has_files_named_by_split(tmp_path):
     (tmp_path / "data").mkdir()
     shutil.copy(FIXTURES / "code_contests.parquet", tmp_path / "data" / "train-00000-of-00002-ab.parquet")
-    shutil.copy(FIXTURES / "code_contests.parquet", tmp_path / "data" / "train-00001-of-00002-ab.parquet")
+    rows = datasets.Dataset.from_parquet(str(FIXTURES / "code_contests.parquet"))
+    rows = rows.map(lambda row: {"name": f"other {row['name']}"})
+    rows.to_parquet(tmp_path / "data" / "train-00001-of-00002-ab.parquet")
     shutil.copy(FIXTURES / "own.jsonl", tmp_path / "test.jsonl")
     assert len(load_problems(str(tmp_path), "train")) == 4
     assert len(load_problems(str(tmp_path), "test")) == 2

@@ -341,6 +341,16 @@ def test_settings_of_a_call_that_sampled_nothing_bind_nobody(tmp_path, monkeypat
     assert len(sample_into(tmp_path, 2)[0]) == 6
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"), [("[1]", "{}"), ("5", "{}"), ("null", "{}"), ("{}", "[]"), ("{}", "7")]
+)
+def test_json_of_another_kind_is_no_run(tmp_path, settings, line):
+    (tmp_path / "settings.json").write_text(settings)
+    (tmp_path / "episodes.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ValueError, match="is no run of evaluate.py that can be read"):
+        evaluate.read_run(tmp_path)
+
+
 def test_an_unfinished_run_a_run_twice_and_what_is_no_run_are_not_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "rollout", fake_rollout)
     sample_into(tmp_path / "part", 4)

@@ -131,6 +131,7 @@ def test_a_test_that_compares_nothing_is_refused(tmp_path, test):
         "import unittest\nunittest.TestCase().assertEqual(f(1), 2)",
         "assert all(map(f, [1, 2]))",
         "same(f(1), 2)",
+        "import solution\nassert solution.f(1) == 2",
     ],
 )
 def test_a_test_that_compares_in_another_form_is_taken(test):
@@ -188,6 +189,39 @@ def test_a_wrong_value_in_code_contests_is_named_with_file_and_row(tmp_path, row
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(ValueError, match=f"rows.parquet.* is not understood: .*{told}|rows.parquet, {told}"):
         list(first_messages(load_problems(str(tmp_path / "rows.parquet"), "train")))
+
+
+def test_code_contests_without_an_output_or_with_a_name_twice_are_named(tmp_path):
+    path = tmp_path / "rows.parquet"
+    nothing = CODE_CONTESTS | {"name": "b", "public_tests": {"input": ["1"], "output": [None]}}
+    datasets.Dataset.from_list([CODE_CONTESTS, nothing]).to_parquet(path)
+    with pytest.raises(ValueError, match=r"a test of public_tests has no output: see \['b'\]"):
+        load_problems(str(path), "train")
+    datasets.Dataset.from_list([CODE_CONTESTS, CODE_CONTESTS | {"name": "b"}, CODE_CONTESTS]).to_parquet(path)
+    with pytest.raises(ValueError, match="rows.parquet has 2 problems of one name, a"):
+        load_problems(str(path), "train")
+    rows = [CODE_CONTESTS | {"source": site} for site in (1, 2, 2)]
+    datasets.Dataset.from_list(rows[:2]).to_parquet(path)
+    assert len(load_problems(str(path), "train")) == 2  # of two sites
+    datasets.Dataset.from_list(rows).to_parquet(path)
+    with pytest.raises(ValueError, match="rows.parquet has 2 problems of one name"):
+        load_problems(str(path), "train")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name": "a\ud800"},
+        {"description": "\udfff"},
+        {"solutions": ["x = '\ud800'"]},
+        {"private_tests": [{"input": "\ud800", "output": "1"}]},
+    ],
+)
+def test_half_of_a_character_in_a_row_is_named(tmp_path, changed):
+    with pytest.raises(ValueError, match=r"line 1, has '\\ud\w+', half of a character"):
+        load(tmp_path, OWN | changed)
+    (whole,) = load(tmp_path, OWN | {"description": "\U0001f600"})  # two halves in JSON
+    assert whole.statement == "\U0001f600"
 
 
 def test_parquet_with_generated_tests_in_other_forms_loads_or_is_refused(tmp_path):
