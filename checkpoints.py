@@ -1,8 +1,8 @@
 """A run on disk: its directory, its checkpoints, and the models that it exports.
 
-A run's directory holds `config.json`, `metrics.jsonl` (an object per iteration), `dialogs.txt` (a decoded
-episode now and then), `best/` (the best policy on the valid split, a Hugging Face directory), `checkpoints/`
-and at the end `result.json` and, with matplotlib, `curves.png`.
+A run's directory holds `config.json`, `metrics.jsonl` (an object per iteration), `episodes.jsonl` and
+`dialogs.txt` (some episodes now and then), `best/` (the best policy on the valid split, a Hugging Face
+directory), `checkpoints/` and at the end `result.json`, `episodes.html` and, with matplotlib, `curves.png`.
 
 A checkpoint has the states of networks and optimisers, written by torch's distributed checkpoint (DCP), so
 that any number of ranks can read them; `about.json` with the run's progress; and `prefetched.json`, episodes
@@ -10,14 +10,16 @@ of the next iteration. Each file and directory is written beside the old one and
 killed at any moment resumes from its newest checkpoint, and then equals an uninterrupted one.
 """
 
+import contextlib
 import json
 import os
 import pickle
 import shutil
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -35,8 +37,10 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import PreTrainedModel
 
 from distributed import barrier, empty_copy, rank, team
+from tools.page import as_text
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP on one process, as intended
+LOGS = ("metrics.jsonl", "episodes.jsonl", "dialogs.txt")
 # What DCP's own metadata consists of.
 DCP_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 DCP_RECORDS = """
@@ -83,11 +87,19 @@ def check_replaceable(directory: Path) -> None:
 # ---- a run's directory -------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the time that the block takes to `seconds[phase]`."""
+    began = time.perf_counter()
+    yield
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - began
+
+
 class RunDirectory:
     """The directory of a training run, and how far the run is.
 
     `progress` is plain JSON: the iterations done, the best valid score, the table before training, seconds by
-    phase, and the sizes of the two logs, to which a resumed run cuts them back.
+    phase, and the sizes of the logs, to which a resumed run cuts them back.
     """
 
     def __init__(self, path: Path, resume: bool) -> None:
@@ -103,9 +115,9 @@ class RunDirectory:
         if saved and len(damaged) == len(saved):
             raise ValueError(f"no checkpoint of {path} is whole: it cannot be resumed")
         self.newest = [directory for directory in saved if directory not in damaged][-1] if saved else None
-        self.progress = {"iteration": 0, "best": -1.0, "before": None, "metrics.jsonl": 0, "dialogs.txt": 0}
-        if self.newest:
-            self.progress = json.loads((self.newest / "about.json").read_text())
+        self.progress = {"iteration": 0, "best": -1.0, "before": None, **dict.fromkeys(LOGS, 0)}
+        if self.newest:  # an older one may know fewer logs
+            self.progress |= json.loads((self.newest / "about.json").read_text())
         self.seconds: dict[str, float] = self.progress.setdefault("seconds", {})
 
     def checkpoints(self) -> list[Path]:
@@ -123,15 +135,19 @@ class RunDirectory:
                     shutil.rmtree(later)  # damaged
             (self.path / "result.json").unlink(missing_ok=True)
             write_whole(self.path / "config.json", json.dumps(config, indent=1))
-            for name in ("metrics.jsonl", "dialogs.txt"):
+            for name in LOGS:
                 with (self.path / name).open("a"):
                     os.truncate(self.path / name, self.progress[name])
         barrier()
 
-    def log(self, metrics: dict, dialog: str) -> None:
-        """Append an iteration's metrics and, if there is one, a decoded dialog."""
+    def log(self, metrics: dict, episodes: list[dict]) -> None:
+        """Append an iteration's metrics and records of episodes, and add its seconds to those of the run."""
         self.progress["iteration"] = metrics["iteration"]
-        for name, text in {"metrics.jsonl": json.dumps(metrics) + "\n", "dialogs.txt": dialog}.items():
+        for phase, spent in metrics["seconds"].items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+        records = [{"iteration": metrics["iteration"]} | episode for episode in episodes]
+        lines = (json.dumps(metrics) + "\n", "".join(json.dumps(record) + "\n" for record in records))
+        for name, text in zip(LOGS, (*lines, "".join(map(as_text, records))), strict=True):
             if rank() == 0 and text:
                 with (self.path / name).open("a") as file:
                     file.write(text)
@@ -209,8 +225,9 @@ def damage(directory: Path) -> str:
     """What is wrong with the files of a checkpoint; empty if it is whole."""
     try:
         about = json.loads((directory / "about.json").read_text())
+        about.setdefault("episodes.jsonl", 0)  # older ones know no such log
         files = {**about.get("files", {".metadata": None})}
-        whole = all(type(about[name]) is int for name in ("iteration", "metrics.jsonl", "dialogs.txt"))
+        whole = all(type(about[name]) is int for name in ("iteration", *LOGS))
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         return f"about.json cannot be read: {error}"
     if not whole:

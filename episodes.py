@@ -167,7 +167,11 @@ class EpisodeSource:
         if not self.overlap and self.stop_requested():
             self._release_samplers()
             return None
-        episodes = self._fetch(iteration)
+        drawn = draw_problems(self.sampler.training, iteration, self.config)
+        episodes = [  # those of another rank or of a checkpoint have only the names of their problems
+            replace(episode, problem=problem)
+            for episode, problem in zip(self._fetch(iteration), drawn, strict=True)
+        ]
         if self.stop_requested():  # sampling may have taken long
             self.prefetched = {iteration: episodes}
             self._release_samplers()
