@@ -253,7 +253,7 @@ def test_a_browser_shows_what_is_chosen_and_hostile_markup_as_text(tmp_path, wid
     )
     text = html.escape(HOSTILE, quote=False)
     assert listed.partition('id="episode"')[0].count("<button") == 1
-    span = f'<span style="background: rgba(var(--blue), 0.750)" class="here">{text}</span>'
+    span = f'<span style="background: rgba(var(--blue), 0.500)" class="here">{text}</span>'
     assert span in episode and text in pair
     assert "<span>ratio 1.200</span>" in token and text in token
     assert "before training: solved in 2 turns" in pair

@@ -89,11 +89,13 @@ def curves(run: Path) -> None:
         "Explained variance of the returns": {"by the critic": "explained_variance"},
     }
     figure, axes = _panels(f"Training: {run.resolve().name}", list(panels), 3.75, 3.6, in_a_row=4)
-    for axis, lines in zip(axes, panels.values(), strict=True):
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for label, name in lines.items():
             known = [entry for entry in metrics if entry.get(name) is not None]
             places = [entry["iteration"] for entry in known]
             axis.plot(places, [entry[name] for entry in known], marker=".", label=label)
+        if title.endswith("solved"):
+            axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel("iteration")
         axis.xaxis.get_major_locator().set_params(integer=True)
         _legend_below(axis)
@@ -197,7 +199,8 @@ def turn_limits(summaries: dict[str, dict], measures: Sequence[str], path: Path)
             values, errors = zip(*(summary["measures"][measure] for summary in runs), strict=True)
             label = f"{measure}, {feedback} feedback, temperature {temperature}"
             axis.errorbar(limits, values, errors, marker="o", capsize=3, label=label)
-    axis.set(xlabel="turn limit", ylabel="share of problems", ylim=(-0.02, 1.02), xticks=limits)
+    share = "share of problems (bars: standard error)"
+    axis.set(xlabel="turn limit", ylabel=share, ylim=(-0.02, 1.02), xticks=limits)
     _legend_below(axis)
     _save(figure, path)
 
