@@ -110,6 +110,17 @@ def test_the_numbers_are_those_of_the_update(episodes, tokenizer, how):
     assert max(abs(ratio - 1) for ratio in ratios) > 0.01
 
 
+def test_what_another_grouping_rounds_is_not_shown_as_a_ratio(episodes, tokenizer):
+    policy = make_model(len(tokenizer), seed=5)
+    critic = ValueModel(make_model(len(tokenizer), seed=1))
+    prepared, _ = prepare(policy, policy, critic, draw_minibatches(episodes, 0, CONFIG), CONFIG)
+    for microbatch in (m for microbatches in prepared for m in microbatches):
+        microbatch.old_logprobs = microbatch.old_logprobs + 0.1  # (R,) as in half precision
+    before = logprobs_of(policy, episodes[:2], CONFIG)
+    numbers = numbers_of(prepared, before, logprobs_of(policy, episodes[:2], CONFIG), CONFIG)
+    assert {ratio for turn in numbers.values() for ratio in turn["tokens"]["ratio"]} == {1.0}
+
+
 def ended(solved: bool, outcomes: list[str], index: int = 0) -> Episode:
     turns = [
         Turn(n + 1, n + 2, [-0.5], code=None if outcome == "no valid code" else "pass", text="x")
