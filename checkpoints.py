@@ -1,8 +1,8 @@
 """A run on disk: its directory, its checkpoints, and the models that it exports.
 
-A run's directory holds `config.json`, `metrics.jsonl` (an object per iteration), `dialogs.txt` (a decoded
-episode now and then), `best/` (the best policy on the valid split, a Hugging Face directory), `checkpoints/`
-and at the end `result.json` and, with matplotlib, `curves.png`.
+A run's directory holds `config.json`, `metrics.jsonl` (an object per iteration), `episodes.jsonl` and
+`dialogs.txt` (some episodes now and then), `best/` (the best policy on the valid split, a Hugging Face
+directory), `checkpoints/` and at the end `result.json`, `episodes.html` and, with matplotlib, `curves.png`.
 
 A checkpoint has the states of networks and optimisers, written by torch's distributed checkpoint (DCP), so
 that any number of ranks can read them, and `about.json`: the run's progress, and episodes that were sampled
@@ -11,13 +11,15 @@ Each file and directory is written beside the old one and then renamed: a run th
 resumes from its newest checkpoint, and then equals an uninterrupted one.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -30,10 +32,12 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import PreTrainedModel
 
 from distributed import barrier, empty_copy, rank, team
+from tools.page import as_text
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP on one process, as intended
+LOGS = ("metrics.jsonl", "episodes.jsonl", "dialogs.txt")
 # What about.json must have: the iterations done, the sizes of the logs, episodes, the sizes of the files.
-ABOUT = {"iteration": int, "metrics.jsonl": int, "dialogs.txt": int, "prefetched": list, "files": dict}
+ABOUT = {"iteration": int, **dict.fromkeys(LOGS, int), "prefetched": list, "files": dict}
 
 
 # ---- files and directories that are always whole -----------------------------------------------------------
@@ -69,11 +73,19 @@ def check_replaceable(directory: Path) -> None:
 # ---- a run's directory -------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the time that the block takes to `seconds[phase]`."""
+    began = time.perf_counter()
+    yield
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - began
+
+
 class RunDirectory:
     """The directory of a training run, and how far the run is.
 
     `progress` is plain JSON: the iterations done, the best valid score, the table before training, seconds by
-    phase, and the sizes of the two logs, to which a resumed run cuts them back.
+    phase, and the sizes of the logs, to which a resumed run cuts them back.
     """
 
     def __init__(self, path: Path, resume: bool) -> None:
@@ -83,7 +95,7 @@ class RunDirectory:
         if not resume and (saved or (path / "result.json").exists()):
             raise ValueError(f"{path} holds a run: go on with --resume {path}, or give another --output")
         self.newest: Path | None = None
-        self.progress = {"iteration": 0, "best": -1.0, "before": None, "metrics.jsonl": 0, "dialogs.txt": 0}
+        self.progress = {"iteration": 0, "best": -1.0, "before": None, **dict.fromkeys(LOGS, 0)}
         for directory in saved:
             reason = damage(directory)
             if not reason:
@@ -110,15 +122,19 @@ class RunDirectory:
                     shutil.rmtree(later)  # damaged
             (self.path / "result.json").unlink(missing_ok=True)
             write_whole(self.path / "config.json", json.dumps(config, indent=1))
-            for name in ("metrics.jsonl", "dialogs.txt"):
+            for name in LOGS:
                 with (self.path / name).open("a"):
                     os.truncate(self.path / name, self.progress[name])
         barrier()
 
-    def log(self, metrics: dict, dialog: str) -> None:
-        """Append an iteration's metrics and, if there is one, a decoded dialog."""
+    def log(self, metrics: dict, episodes: list[dict]) -> None:
+        """Append an iteration's metrics and records of episodes, and add its seconds to those of the run."""
         self.progress["iteration"] = metrics["iteration"]
-        for name, text in {"metrics.jsonl": json.dumps(metrics) + "\n", "dialogs.txt": dialog}.items():
+        for phase, spent in metrics["seconds"].items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+        records = [{"iteration": metrics["iteration"]} | episode for episode in episodes]
+        lines = (json.dumps(metrics) + "\n", "".join(json.dumps(record) + "\n" for record in records))
+        for name, text in zip(LOGS, (*lines, "".join(map(as_text, records))), strict=True):
             if rank() == 0 and text:
                 with (self.path / name).open("a") as file:
                     file.write(text)

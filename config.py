@@ -74,7 +74,7 @@ class Config:
     evaluation_temperature: float = option(0.2, "temperature of evaluations")
     evaluation_top_p: float = option(0.95, "top-p of evaluations")
     evaluation_rollouts: int = option(1, "rollouts per problem in evaluations")
-    show_every: int = option(10, "iterations between decoded dialogs in dialogs.txt")
+    show_every: int = option(5, "iterations between those whose episodes episodes.jsonl and dialogs.txt show")
     checkpoint_every: int = option(5, "iterations between checkpoints")
     keep_checkpoints: int = option(2, "number of checkpoints to keep, the newest")
     resume: str = option("", "directory of a run to go on with, from its newest checkpoint")

@@ -105,8 +105,8 @@ def _shorten(text: str, cut: int) -> str:
     return f"{text[:half]}\n{CUT.format(count=len(text) - 2 * half)}\n{text[-half:]}"
 
 
-def _entry(problem: Problem, test: IoTest | AssertTest, result: TestResult, cut: int) -> str:
-    """The feedback on one test."""
+def feedback_entry(problem: Problem, test: IoTest | AssertTest, result: TestResult, cut: int) -> str:
+    """The feedback on one test that failed; where tests are asserts, also on one that passed."""
     # Line numbers in a traceback count from the preamble's start, but the model sees only its own code.
     traceback = re.sub(
         r'(File "solution.py", line )(\d+)',
@@ -144,7 +144,7 @@ def feedback_message(
         tests = zip(problem.public_tests, results, strict=True)
         run = [(test, result) for test, result in tests if result != NOT_RUN]
         shown = [
-            (result.verdict == Verdict.PASSED, _entry(problem, test, result, cut))
+            (result.verdict == Verdict.PASSED, feedback_entry(problem, test, result, cut))
             for test, result in run
             if problem.judging == "asserts" or result.verdict != Verdict.PASSED
         ]  # whether the test passed, and its entry

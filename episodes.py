@@ -141,7 +141,11 @@ class EpisodeSource:
         """The episodes of an iteration; None if a stop was requested before they were used."""
         if not self.overlap and self.stop_requested():
             return None
-        episodes = self._fetch(iteration)
+        drawn = draw_problems(self.sampler.training, iteration, self.config)
+        episodes = [  # those of another rank or of a checkpoint have only the names of their problems
+            replace(episode, problem=problem)
+            for episode, problem in zip(self._fetch(iteration), drawn, strict=True)
+        ]
         if self.stop_requested():  # sampling may have taken long
             return None
         self.prefetched = []

@@ -265,10 +265,9 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
         for feedback, limit, temperature in variants:
             settings = replace(shared, feedback=feedback, turn_limit=limit, temperature=temperature)
             about = sampled | asdict(settings)
-            name = plots.RUN_NAME.format(**about)
-            place, count = Path(args.output) / (name if len(variants) > 1 else ""), samples // limit
-            records = _sample(model, chat, problems, sandbox, settings, count, about, place, split)
-            runs[name] = (about, records)
+            place = Path(args.output) / (plots.RUN_NAME.format(**about) if len(variants) > 1 else "")
+            records = _sample(model, chat, problems, sandbox, settings, samples // limit, about, place, split)
+            runs[plots.in_words(about)] = (about, records)
     return runs
 
 
@@ -281,7 +280,7 @@ def compare(runs: dict[str, tuple[dict, list]], measures: Sequence[str]) -> tupl
         summary = summarise(records, about["turn_limit"])
         summaries[name] = {"settings": about, "measures": estimates, **summary}
         rows[name] = {m: f"{value:.3f} ±{error:.3f}" for m, (value, error) in estimates.items()}
-        rows[name] |= {key: f"{summary[key]:.3f}" for key in COMPARED}
+        rows[name] |= {key.replace("_", " "): f"{summary[key]:.3f}" for key in COMPARED}
     for name in list(runs)[1:]:
         shared = sorted(scores[name][measures[0]].keys() & scores[first][measures[0]].keys())
         if not shared:
@@ -370,7 +369,8 @@ def main() -> None:
     summaries, rows = compare(runs, args.report)
     for name, summary in summaries.items():
         groups = {group or "all": {"solved": f"{share:.3f}"} for group, share in summary["by_group"].items()}
-        print(f"\n{name}: {plots.DESCRIPTION.format(**summary['settings'])}")
+        words = plots.in_words(summary["settings"])
+        print(f"\n{name}" if name == words else f"\n{name}: {words}")
         print("\nresponses by turn (row) and outcome", table(summary["outcomes"]), sep="\n")
         print("\noutcome (row) and the next one (column)", table(summary["transitions"]), sep="\n")
         print("\nshare of rollouts solved, by group", table(groups), sep="\n")

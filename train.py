@@ -7,7 +7,6 @@ Paper: Gehring et al., "Grounding Code LLMs in Execution Feedback with Reinforce
     torchrun --nproc_per_node=2 train.py                # the same on two processes, with the same result
     torchrun --nproc_per_node=8 train.py --preset 8b    # 8 GPUs of 80 GB
     torchrun --nproc_per_node=2 train.py --rollout_ranks 1    # one process samples while the other trains
-    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 train.py --preset 8b
     python train.py --preset 8b --plan --ranks 8        # would it fit? needs no weights and no GPU
     python train.py --resume runs/toy                   # go on after a stop, on any number of ranks
 
@@ -17,8 +16,7 @@ take turns, so that the policy that samples is the policy that is trained; episo
 
 checkpoints.py describes the directory of a run; all nodes of a run must share it. Randomness in an iteration
 depends only on the seed and the iteration's number, so a resumed run equals an uninterrupted one. SIGTERM and
-Ctrl-C stop the run before or after an iteration's updates: no update is lost. torchrun kills the processes
-30 seconds later: where an iteration takes longer, give it `--shutdown_timeout 3600`.
+Ctrl-C stop the run before or after an iteration's updates: no update is lost.
 """
 
 import contextlib
@@ -36,7 +34,7 @@ from tqdm import tqdm
 import distributed
 import ppo
 import toy
-from checkpoints import RunDirectory, export, restore_checkpoint, write_whole
+from checkpoints import RunDirectory, export, restore_checkpoint, timed, write_whole
 from config import Config, parse_config
 from data import Problem
 from distributed import as_forward, gather, load_model, rank, ranks
@@ -45,8 +43,9 @@ from evaluate import before_and_after, dialog_statistics, record, summarise
 from rollout import Episode, show
 from sampling import check_architecture, check_logits
 from sandbox import Sandbox
-from tools import plots
+from tools import page, plots
 from tools.plan import GIB, report
+from tools.records import EPISODES, choose, describe, logprobs_of, numbers_of
 from value_head import ValueModel
 
 
@@ -60,8 +59,8 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
         if setup is None:
             return None
         config, run, source = setup.config, setup.run, setup.source
-        policy, critic, *_ = setup.trainable
-        progress, trained = run.progress, in_checkpoint(setup.trainable)
+        (policy, critic, *_), progress = setup.trainable, run.progress
+        trained = in_checkpoint(setup.trainable)
         if setup.test and not progress["before"]:
             with timed(run.seconds, "probe"):
                 progress["before"] = probe(setup, policy)
@@ -79,22 +78,22 @@ def train(config: Config, stopped: Callable[[], bool] = lambda: False) -> dict |
             with timed(seconds, "prepare"):
                 minibatches = draw_minibatches(episodes, iteration, config)
                 prepared, statistics = prepare(policy, setup.reference, critic, minibatches, config)
+                shown = choose(episodes) if last or iteration % config.show_every == 0 else []
+                before = logprobs_of(policy, shown, config)
             # 3. PPO: one pass over the batch, an update of policy and critic for each minibatch.
             with timed(seconds, "update"):
                 statistics |= update_pass(setup, prepared, iteration)
+                numbers = numbers_of(prepared, before, logprobs_of(policy, shown, config), config)
             # 4. The best policy on the valid split is kept.
             with timed(seconds, "evaluate"):
                 if setup.valid and (last or (iteration + 1) % config.evaluate_every == 0):
                     statistics |= keep_best(setup, policy)
-            # 5. Metrics, now and then a decoded dialog, a checkpoint.
+            # 5. Metrics, now and then some episodes with all their numbers, a checkpoint.
             sandbox_wait = sum(turn.sandbox_seconds for episode in episodes for turn in episode.turns)
             seconds["waiting for tests"] = sandbox_wait / (config.rollout_ranks or ranks())  # part of rollout
-            for phase, spent in seconds.items():
-                run.seconds[phase] = run.seconds.get(phase, 0.0) + spent
             dialog_metrics = dialog_statistics([record(episode) for episode in episodes], config.turn_limit)
-            decoded = f"iteration {iteration + 1}\n{show(setup.sampler.chat.tokenizer, episodes[0])}\n\n"
             entry = {"iteration": iteration + 1} | dialog_metrics | statistics | {"seconds": seconds}
-            run.log(entry, decoded if last or iteration % config.show_every == 0 else "")
+            run.log(entry, [describe(episode, setup.sampler.chat.tokenizer, numbers) for episode in shown])
             if last or (iteration + 1) % config.checkpoint_every == 0:
                 run.save(trained, source.prefetch, config.keep_checkpoints)
             by_turn = " ".join(f"{share:.2f}" for share in entry["solved_by_turn"])
@@ -119,9 +118,13 @@ class MicroBatch:
     R response tokens; v values: one per turn, or (ablation) one per token.
     """
 
+    episodes: list[Episode]
     batch: ppo.Batch
     behaviour_logprobs: torch.Tensor  # (R,)
+    initial_logprobs: torch.Tensor  # (R,)
     old_logprobs: torch.Tensor  # (R,)
+    entropies: torch.Tensor  # (R,)
+    rewards: torch.Tensor  # (N,) with the KL penalty
     old_values: torch.Tensor  # (v,)
     returns: torch.Tensor  # (v,)
     advantages: torch.Tensor | None = None  # (R,) set when those of the whole batch are known
@@ -165,11 +168,12 @@ def prepare(
             behaviour = torch.tensor(behaviour, device=config.device)  # (R,)
             turns = batch.turn_of_token, len(batch.turn_rows)  # (R,), N
             kl = ppo.turn_kl(old, initial, *turns)  # (N,) what is logged
-            penalty = ppo.turn_kl(old, initial, *turns, product=True) if config.product_kl else kl  # (N,)
-            rewards = ppo.turn_rewards(group).to(config.device) - config.beta * penalty  # (N,)
+            penalty = config.beta * ppo.turn_kl(old, initial, *turns, config.product_kl)  # (N,)
+            rewards = ppo.turn_rewards(group).to(config.device) - penalty  # (N,)
             returns = ppo.turn_returns(rewards, batch.turn_rows, config.gamma)  # (N,)
             targets = returns[batch.turn_of_token] if config.token_level_values else returns  # (v,)
-            prepared[-1].append(MicroBatch(batch, behaviour, old, values, targets))
+            logprobs = behaviour, initial, old  # (R,) each
+            prepared[-1].append(MicroBatch(group, batch, *logprobs, entropies, rewards, values, targets))
             measured.append([v.cpu() for v in (returns, targets, values, kl, entropies, old - behaviour)])
     distributed.free_gathered(policy, reference, critic)
 
@@ -225,8 +229,8 @@ def update(policy, critic, optimisers, schedules, microbatches: list[MicroBatch]
         losses = f"{sums['policy_loss']} and {sums['value_loss']}"
         raise FloatingPointError(f"rank {rank()}: the losses are {losses}")
     sums = dict(zip(sums, distributed.total([*sums.values()]), strict=True))
-    worst = torch.stack(worst).max().item()
-    sums |= {"ratio_worst": max(gather([worst])), "learning_rate": optimisers[0].param_groups[0]["lr"]}
+    sums["learning_rate"] = optimisers[0].param_groups[0]["lr"]
+    sums["ratio_worst"] = max(gather([torch.stack(worst).max().item()]))
     networks = (("policy", policy), ("value", critic))
     for (name, network), optimiser, schedule in zip(networks, optimisers, schedules, strict=True):
         norm = sums[f"{name}_gradient"] = distributed.clip_gradients(network, config.max_gradient_norm)
@@ -359,7 +363,9 @@ def probe(setup: Setup, policy) -> dict:
         episodes = setup.sampler.sample(policy, problems, settings, config.seed, others=others)
         result[kind] = summarise([record(episode) for episode in episodes], config.turn_limit)
     shown = next((e for e in episodes if e.solved and len(e.turns) > 1), episodes[0])
-    return result | {"episode": show(setup.sampler.chat.tokenizer, shown)}
+    tokenizer, step = setup.sampler.chat.tokenizer, -(-len(setup.test) // EPISODES)
+    records = [describe(episode, tokenizer, {}) for episode in episodes[: len(setup.test) : step]]
+    return result | {"episode": show(tokenizer, shown), "episodes": records}
 
 
 def finish(setup: Setup) -> dict:
@@ -379,15 +385,9 @@ def finish(setup: Setup) -> dict:
             plots.curves(run.path)
         print("seconds: " + ", ".join(f"{phase} {spent:.0f}" for phase, spent in run.seconds.items()))
         write_whole(run.path / "result.json", json.dumps(result, indent=1))
+        if config.iterations:
+            page.write(run.path)
     return result
-
-
-@contextlib.contextmanager
-def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the time that the block takes to `seconds[phase]`."""
-    began = time.perf_counter()
-    yield
-    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - began
 
 
 if __name__ == "__main__":

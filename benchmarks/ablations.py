@@ -186,6 +186,7 @@ def draw() -> None:
             axis.fill_between(places, curves.min(0), curves.max(0), color=colours[condition], alpha=0.12)
         axis.set(xlabel="iteration", ylabel=label)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    figure.suptitle("Training (line: mean of three seeds; shade: from the lowest seed to the highest)")
     figure.savefig(RESULTS / "curves.png", dpi=100)
 
     figure, axis = plots.pyplot.subplots(figsize=(9, 4.8), layout="constrained")
@@ -199,7 +200,8 @@ def draw() -> None:
             axis.plot(values, [height] * len(values), "k.", markersize=3)
     axis.set(xlabel="test problems solved in three turns (dots: seeds)", xlim=(0, 1))
     axis.set_yticks(range(len(CONDITIONS), 0, -1), CONDITIONS)
-    axis.legend(loc="lower right")
+    axis.set_title("The same policies with three kinds of feedback")
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(RESULTS / "repair.png", dpi=100)
 
     settings = {"turn_limit": 3, "feedback": "true", "temperature": 0.2}
@@ -209,7 +211,7 @@ def draw() -> None:
     for name in SWEPT:
         for run in json.loads((RESULTS / f"sweep-{name}.json").read_text()).values():
             # turn_limits draws a curve for each kind of feedback; here we want one for each condition.
-            run["settings"]["feedback"] = f"true, {name}"
+            run["settings"]["feedback"] = f"{name}: true"
             swept[f"{name} {run['settings']['turn_limit']}"] = run
     plots.turn_limits(swept, ["1@10"], RESULTS / "turn_limits.png")
 

@@ -36,7 +36,7 @@ def evaluate(iteration: int) -> dict:
     if not (place / "summary.json").exists():
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     summaries = json.loads((place / "summary.json").read_text())
-    return {kind: summaries[f"{kind}-3-0.2"]["solved_by_turn"] for kind in ("true", "random")}
+    return {summary["settings"]["feedback"]: summary["solved_by_turn"] for summary in summaries.values()}
 
 
 def measure() -> None:

@@ -119,6 +119,18 @@ def assert_same_run(run: Path, other: Path, tolerance: float) -> None:
                 assert math.isnan(b[name]), name
             else:
                 assert a[name] == pytest.approx(b[name], abs=tolerance, rel=tolerance), name
+    ours, theirs = ((path / "episodes.jsonl").read_text().splitlines() for path in (run, other))
+    assert len(ours) == len(theirs) >= 2
+    for a, b in zip(map(json.loads, ours), map(json.loads, theirs), strict=True):
+        for turn, same in zip(a.pop("turns"), b.pop("turns"), strict=True):
+            text, numbers = turn.pop("tokens"), turn.pop("numbers")
+            assert text.pop("text") == (tokens := same.pop("tokens")).pop("text")
+            assert numbers == pytest.approx(same.pop("numbers"), abs=2 * tolerance + 1e-5, rel=tolerance)
+            assert text.keys() == tokens.keys()
+            for name in text:
+                assert text[name] == pytest.approx(tokens[name], abs=2 * tolerance + 1e-5), name
+            assert turn == same
+        assert a == b
     ours, theirs = (load_file(path / "best" / "model.safetensors") for path in (run, other))
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -164,7 +176,9 @@ def without_clock(run: Path) -> list[str]:
 
 def assert_identical(run: Path, other: Path) -> None:
     assert without_clock(run) == without_clock(other)
-    assert (run / "dialogs.txt").read_bytes() == (other / "dialogs.txt").read_bytes()
+    for name in ("dialogs.txt", "episodes.jsonl"):
+        assert (run / name).read_bytes() == (other / name).read_bytes()
+        assert (run / name).read_bytes()
     ours, theirs = (load_file(path / "best" / "model.safetensors") for path in (run, other))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

@@ -62,8 +62,13 @@ def test_curves_are_drawn_from_the_metrics(tmp_path):
         "invalid_code": 0.1,
         "kl": 0.0,
         "explained_variance": 0.3,
+        "reward": -0.5,
+        "return": -0.6,
+        "entropy": 1.0,
+        "clip_fraction": 0.02,
     }
     lines = [json.dumps(entry | {"iteration": number}) for number in (1, 2)]
+    lines[1] = json.dumps(entry | {"iteration": 2, "valid_solved": 0.4})
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     plots.curves(tmp_path)
     assert (tmp_path / "curves.png").stat().st_size > 5000

@@ -193,7 +193,8 @@ def test_the_same_seed_gives_the_same_run(tmp_path, monkeypatch, tokenizer):
     other = small_run(tmp_path / "c", monkeypatch, tokenizer, seed=1)
     assert other[0]["entropy"] != first[0]["entropy"]
     files = {path.name for path in (tmp_path / "a" / "run").iterdir()}
-    assert {"config.json", "metrics.jsonl", "dialogs.txt", "best", "result.json"} <= files
+    kept = {"episodes.jsonl", "episodes.html", "dialogs.txt"}
+    assert {"config.json", "metrics.jsonl", "best", "result.json"} | kept <= files
 
 
 def test_a_run_is_never_written_over(tmp_path, monkeypatch, tokenizer):

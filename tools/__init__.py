@@ -1,1 +1,1 @@
-"""Tools around the method: pictures, the memory of a run, fine-tuning, the paper's results."""
+"""Tools around the method: pictures, the page of episodes, the memory of a run, the paper's results."""

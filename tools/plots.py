@@ -19,9 +19,7 @@ try:
 except ImportError:
     pyplot = None
 
-# The runs of one evaluation differ in these settings: a run's name, and the same in words.
-RUN_NAME = "{feedback}-{turn_limit}-{temperature}"
-DESCRIPTION = "feedback {feedback}, turn limit {turn_limit}, temperature {temperature}"
+RUN_NAME = "{feedback}-{turn_limit}-{temperature}"  # the directory of each run of one evaluation
 COLOURS = {  # of the results of a response, from bad to good
     "no valid code": "#8c8c8c",
     "exception": "#8e63b5",
@@ -31,6 +29,13 @@ COLOURS = {  # of the results of a response, from bad to good
     "wrong answer": "#c8453c",
     "passed": "#3d8f52",
 }
+
+
+def in_words(settings: dict) -> str:
+    """The settings in which the runs of one evaluation differ."""
+    kind = {"none": "no"}.get(settings["feedback"], settings["feedback"])
+    turns = f"{settings['turn_limit']} turn{'s' if settings['turn_limit'] > 1 else ''}"
+    return f"{kind} feedback, {turns}, temperature {settings['temperature']}"
 
 
 def installed(what: str) -> bool:
@@ -67,21 +72,30 @@ def curves(run: Path) -> None:
     if not installed("curves.png"):
         return
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    by_turn = list(zip(*(entry["solved_by_turn"] for entry in metrics), strict=True))
-    read = {name: [entry[name] for entry in metrics] for name in metrics[0]}
-    panels = {
-        "Share of sampled episodes solved": {f"by turn {n}": curve for n, curve in enumerate(by_turn, 1)},
+    limits = range(1, 1 + len(metrics[0]["solved_by_turn"]))
+    for entry in metrics:
+        entry |= {f"turn {n}": share for n, share in zip(limits, entry["solved_by_turn"], strict=True)}
+    panels = {  # title, then label and name in the metrics of each line
+        "Share of training episodes solved": {f"by turn {n}": f"turn {n}" for n in limits},
+        "Share of validation problems solved": {"within all turns": "valid_solved"},
+        "Reward": {"of an episode, without KL penalty": "reward", "return of a turn": "return"},
         "Share of responses": {
-            "after feedback: the same text again": read["repeats"],
-            "without valid code": read["invalid_code"],
+            "after feedback: the same text again": "repeats",
+            "without valid code": "invalid_code",
         },
-        "KL to the initial policy": {"nats per token": read["kl"]},
-        "Explained variance of the returns": {"by the critic": read["explained_variance"]},
+        "KL to the initial policy": {"nats per token": "kl"},
+        "Entropy of the policy": {"nats per token": "entropy"},
+        "Clip fraction": {"share of tokens without gradient": "clip_fraction"},
+        "Explained variance of the returns": {"by the critic": "explained_variance"},
     }
-    figure, axes = _panels("Training", list(panels), 3.75, 4, in_a_row=4)
-    for axis, lines in zip(axes, panels.values(), strict=True):
-        for name, curve in lines.items():
-            axis.plot([entry["iteration"] for entry in metrics], curve, label=name)
+    figure, axes = _panels(f"Training: {run.resolve().name}", list(panels), 3.75, 3.6, in_a_row=4)
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for label, name in lines.items():
+            known = [entry for entry in metrics if entry.get(name) is not None]
+            places = [entry["iteration"] for entry in known]
+            axis.plot(places, [entry[name] for entry in known], marker=".", label=label)
+        if title.endswith("solved"):
+            axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel("iteration")
         axis.xaxis.get_major_locator().set_params(integer=True)
         _legend_below(axis)
@@ -97,8 +111,9 @@ def evaluation(summaries: dict[str, dict], measures: Sequence[str], directory: P
         summaries = dict(zip(short, summaries.values(), strict=True))
     labelled = {}
     for name, summary in summaries.items():
-        description = DESCRIPTION.format(**summary["settings"]).replace(", ", "\n", 1)
-        labelled[name.replace(RUN_NAME.format(**summary["settings"]), description)] = summary
+        words = in_words(summary["settings"])
+        label = name.replace(RUN_NAME.format(**summary["settings"]), words)
+        labelled[label.replace(words, words.replace(", ", "\n", 1))] = summary
     _solved_by_turn(labelled, directory / "solved_by_turn.png")
     _outcomes(labelled, directory / "outcomes.png")
     several = {name: summary for name, summary in labelled.items() if summary["settings"]["turn_limit"] > 1}
@@ -132,7 +147,7 @@ def _outcomes(summaries: dict[str, dict], path: Path) -> None:
             shares = [turn[kind] / summary["rollouts"] for turn in turns]
             axis.bar(places, shares, 0.7, bottom, color=COLOURS[kind], label=kind)
             bottom = [below + share for below, share in zip(bottom, shares, strict=True)]
-        axis.set(xlabel="turn (passed rollouts have ended)", ylabel="share of rollouts", ylim=(0, 1))
+        axis.set(xlabel="turn (white: rollouts that have ended)", ylabel="share of rollouts", ylim=(0, 1))
         axis.set_xticks(places)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     _save(figure, path)
@@ -140,7 +155,7 @@ def _outcomes(summaries: dict[str, dict], path: Path) -> None:
 
 def _transitions(summaries: dict[str, dict], path: Path) -> None:
     """The result of a response after each kind of failure; the numbers are counts."""
-    title = "Results of successive responses\n(numbers: responses, colour: share of the row)"
+    title = "Results of successive responses\n(numbers: responses; darker: a larger share of the row)"
     figure, axes = _panels(title, list(summaries), 4.4, 4.4)
     for axis, summary in zip(axes, summaries.values(), strict=True):
         counts = summary["transitions"]
@@ -182,9 +197,10 @@ def turn_limits(summaries: dict[str, dict], measures: Sequence[str], path: Path)
         limits = [summary["settings"]["turn_limit"] for summary in runs]
         for measure in measures:
             values, errors = zip(*(summary["measures"][measure] for summary in runs), strict=True)
-            label = f"{measure}, feedback {feedback}, temperature {temperature}"
+            label = f"{measure}, {feedback} feedback, temperature {temperature}"
             axis.errorbar(limits, values, errors, marker="o", capsize=3, label=label)
-    axis.set(xlabel="turn limit", ylabel="share of problems", ylim=(-0.02, 1.02), xticks=limits)
+    share = "share of problems (bars: standard error)"
+    axis.set(xlabel="turn limit", ylabel=share, ylim=(-0.02, 1.02), xticks=limits)
     _legend_below(axis)
     _save(figure, path)
 
