@@ -1,9 +1,7 @@
 """What the exercises share: the check of a student's function, and its effect on training.
 
-A check calls the student's function on a few small examples and on larger random ones, and compares it with
-the function of the tree. Each exercise has typical wrong answers too: where the student's results are theirs
-on all examples, the message is their sentence in sentences.json. Nothing here imports transformers, which
-would take longer than a check.
+A check compares the student's function with that of the tree, on small examples and larger random ones, and
+with typical wrong answers: if it does what one of these does, the message is its sentence in sentences.json.
 """
 
 import __future__
@@ -28,7 +26,7 @@ SENTENCES = json.loads(Path(__file__).with_name("sentences.json").read_text())
 
 
 def from_tree(file: str, *names: str, **scope):
-    """Functions and classes of a file of the tree, in the order of `names`, without importing the file."""
+    """Functions and classes of a file, in the order of names: importing transformers would take too long."""
     tree = ast.parse((ROOT / file).read_text())
     tree.body = [node for node in tree.body if getattr(node, "name", None) in names]
     scope |= {"__name__": __name__, "dataclass": dataclass}

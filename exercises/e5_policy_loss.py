@@ -13,11 +13,13 @@ from classroom import Task, checker, from_tree, loss_and_gradient, main
 from torch import Tensor
 
 
-def policy_loss(logprobs, old_logprobs, behaviour_logprobs, advantages, turn, clip: float) -> Tensor:
+def policy_loss(
+    new: Tensor, old: Tensor, behaviour: Tensor, advantages: Tensor, turn: Tensor, clip: float
+) -> Tensor:
     """The mean over all response tokens of -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A), one number.
 
-    Args: log-probs of pi, pi_old and pi_b, and advantages, tensors (R,); only `logprobs` has a gradient.
-        turn (R,) the number of the turn of each token, 0 to N - 1.
+    Args: new, old, behaviour: log-probs (R,) of pi (only these have a gradient), of pi_old and of pi_b;
+        advantages (R,); turn (R,) the number of the turn of each token, 0 to N - 1.
     """
     raise NotImplementedError("policy_loss must return a tensor with one number, the mean over the tokens")
 
