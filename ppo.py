@@ -101,10 +101,11 @@ def chunked_logprobs(
             return chosen, None
         return chosen, -(logprobs.exp() * logprobs).sum(-1)  # (chunk,), (chunk,)
 
-    if len(hidden) <= chunk:
-        return of_chunk(hidden, targets)
-    chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    computed = [checkpoint(of_chunk, *inputs, use_reentrant=False) for inputs in chunks]
+    chunks = [*zip(hidden.split(chunk), targets.split(chunk), strict=True)]
+    if len(chunks) == 1:
+        computed = [of_chunk(hidden, targets)]
+    else:
+        computed = [checkpoint(of_chunk, *inputs, use_reentrant=False) for inputs in chunks]
     logprobs, entropies = zip(*computed, strict=True)
     return torch.cat(logprobs), None if entropies[0] is None else torch.cat(entropies)  # (R,), (R,)
 

@@ -32,7 +32,7 @@ def trained(seed: int) -> dict[str, tuple]:
 def save(run: Path, iteration: int, seed: int = 0) -> Path:
     directory = run / "checkpoints" / f"{iteration:06d}"
     directory.parent.mkdir(parents=True, exist_ok=True)
-    about = {"iteration": iteration, "metrics.jsonl": 0, "dialogs.txt": 0, "prefetched": []}
+    about = {"iteration": iteration, **dict.fromkeys(checkpoints.LOGS, 0), "prefetched": []}
     save_checkpoint(directory, trained(seed), about, 9)
     return directory
 
@@ -90,7 +90,7 @@ def test_a_full_disk_is_told_in_a_sentence_and_leaves_the_older_checkpoint(tmp_p
 def test_a_negative_size_in_a_checkpoint_is_damage(tmp_path):
     directory = save(tmp_path, 1)
     about = json.loads((directory / "about.json").read_text())
-    for name in ("iteration", "metrics.jsonl", "dialogs.txt"):
+    for name in ("iteration", *checkpoints.LOGS):
         (directory / "about.json").write_text(json.dumps(about | {name: -1}))
         assert name in checkpoints.damage(directory)
 

@@ -1,0 +1,180 @@
+"""What the exercises share: the check of a student's function, and its effect on training.
+
+A check compares the student's function with that of the tree, on small examples and larger random ones, and
+with typical wrong answers: if it does what one of these does, the message is its sentence in sentences.json.
+"""
+
+import __future__
+
+import ast
+import copy
+import inspect
+import json
+import random
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+SENTENCES = json.loads(Path(__file__).with_name("sentences.json").read_text())
+
+
+def from_tree(file: str, *names: str, **scope):
+    """Functions and classes of a file, in the order of names: importing transformers would take too long."""
+    tree = ast.parse((ROOT / file).read_text())
+    tree.body = [node for node in tree.body if getattr(node, "name", None) in names]
+    scope |= {"__name__": __name__, "dataclass": dataclass}
+    exec(compile(tree, file, "exec", __future__.annotations.compiler_flag), scope)
+    return scope[names[0]] if len(names) == 1 else [scope[name] for name in names]
+
+
+Turn, Episode = from_tree("rollout.py", "Turn", "Episode")
+
+
+def episode(spans: list, valid="", solved=False, public_passed=False, truncated=()) -> Episode:
+    """A dialog whose responses are at `spans`; 0 is the end token. Args: valid: "y" or "n" for each turn."""
+    ids = [10 + position for position in range(spans[-1][1])]
+    turns = [Turn(start, end, [-1.0] * (end - start)) for start, end in spans]
+    for number, turn in enumerate(turns):
+        turn.code = None if valid[number : number + 1] == "n" else "print(1)"
+        turn.truncated = number in truncated
+        if (end := turn.end - 1 + turn.truncated) < len(ids):
+            ids[end] = 0
+    return Episode(None, ids, turns, public_passed or solved, solved, False, 0)
+
+
+def random_episode(number: int) -> Episode:
+    draw = random.Random(number)
+    cuts = list(accumulate(draw.randint(2, 6) for _ in range(2 * draw.randint(1, 3))))
+    solved, spans = draw.random() < 0.5, list(zip(cuts[::2], cuts[1::2], strict=True))
+    valid = "".join(draw.choices("yn", k=len(spans)))[:-1] + ("y" if solved else draw.choice("yn"))
+    cut = [number for number in range(len(spans)) if draw.random() < 0.3]
+    return episode(spans, valid, solved, draw.random() < 0.5, cut)
+
+
+@dataclass
+class Task:
+    """A function to write, and what its check knows."""
+
+    ours: Callable
+    wrong: dict[str, Callable]  # typical wrong answers; sentences.json says what the mistake is
+    examples: dict[str, tuple]  # the arguments of each small example
+    larger: Callable[[int], tuple]  # the arguments of a random larger example, from its number
+    observe: Callable = lambda function, *arguments: {"result": function(*arguments)}
+
+
+def as_array(value) -> np.ndarray:
+    """Numbers in any common form as an array."""
+    if value is None:
+        raise TypeError("it is None, is a `return` missing?")
+    if isinstance(value, (list, tuple)):
+        value = [v.tolist() if hasattr(v, "tolist") else v for v in value]
+    return np.asarray(value.detach() if hasattr(value, "detach") else value, dtype=float)
+
+
+def observed(task: Task, function: Callable, arguments: tuple) -> dict[str, np.ndarray] | str:
+    """What the function does with a copy of the arguments; a text if it fails."""
+    given, failed = copy.deepcopy(arguments), "It raised"
+    try:
+        results = task.observe(function, *given)
+        failed = "Its result is no array of numbers:"
+        arrays = {name: as_array(value) for name, value in results.items()}
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        return f"{failed} {type(error).__name__}: {error} (line {line})"
+    changed = [*map(shown, given)] != [*map(shown, arguments)]
+    return "It changed one of its arguments, which others still need: work on a copy." if changed else arrays
+
+
+def same(one: dict | str, other: dict | str) -> bool:
+    """Whether two functions did the same: equal numbers up to rounding, or the same kind of failure."""
+    if isinstance(one, str) or isinstance(other, str):
+        return type(one) is type(other) and one.split(": ")[:2] == other.split(": ")[:2]
+    pairs = [(one[name], other[name]) for name in one]
+    return all(a.shape == b.shape and np.allclose(a, b, 1e-4, 1e-6, equal_nan=True) for a, b in pairs)
+
+
+def shown(value) -> str:
+    """An argument or a result as a person reads it."""
+    if isinstance(value, list) and value and isinstance(value[0], Episode):
+        return "".join(f"\n      {shown(entry)}" for entry in value)
+    if isinstance(value, Episode):
+        spans = ", ".join(f"{t.start} to {t.end - 1}{' (truncated)' * t.truncated}" for t in value.turns)
+        codes = ", ".join("no" if turn.code is None else "yes" for turn in value.turns)
+        passed = f"public tests passed: {value.public_passed}; solved: {value.solved}"
+        return f"ids {value.ids}; responses at {spans}; valid code: {codes}; {passed}"
+    if not isinstance(value, np.ndarray) and not hasattr(value, "detach"):
+        return repr(value)
+    array = as_array(value).round(4)
+    text = str((array.astype(int) if (array == array.round()).all() else array).tolist())
+    return text if len(text) <= 300 else f"{text[:300]} and so on"
+
+
+def compare(stub: Callable, task: Task, function: Callable, sentences: dict[str, str]) -> str | None:
+    """What is wrong with a function that should do the task of the stub, in words; None if it is right."""
+    names = inspect.signature(stub).parameters
+    cases = [(f"the example “{title}”", arguments) for title, arguments in task.examples.items()]
+    cases += [(f"the larger random example {number}", task.larger(number)) for number in range(5)]
+    theirs = [observed(task, function, arguments) for _, arguments in cases]
+    for (title, arguments), got in zip(cases, theirs, strict=True):
+        right = observed(task, task.ours, arguments)
+        if same(got, right):
+            continue
+        lines, small = [f"{stub.__name__} is wrong on {title}:"], "random" not in title
+        lines += [f"    {n} = {shown(a)}" for n, a in zip(names, arguments, strict=True) if small]
+        for key in right if isinstance(got, dict) else ():
+            if not same({key: got[key]}, {key: right[key]}):
+                lines += [f"  your {key}:  {shown(got[key])}", f"  right {key}: {shown(right[key])}"]
+            if got[key].shape != right[key].shape:
+                lines.append(f"  Your shape is {got[key].shape}, but must be {right[key].shape}.")
+        for mistake, variant in task.wrong.items():
+            if all(same(observed(task, variant, a), b) for (_, a), b in zip(cases, theirs, strict=True)):
+                return "\n".join([*lines, sentences[mistake]])
+        return "\n".join([*lines, got if isinstance(got, str) else SENTENCES["unknown"]])
+    return None
+
+
+def checker(tasks: dict[str, Task], module: dict) -> Callable[..., str | None]:
+    """The check of an exercise: it returns the message about the first mistake, or None."""
+    sentences = SENTENCES[Path(module["__file__"]).stem]
+
+    def check(**others: Callable) -> str | None:
+        given = module | others
+        found = (compare(module[name], task, given[name], sentences) for name, task in tasks.items())
+        return next(filter(None, found), None)
+
+    return check
+
+
+def loss_and_gradient(function: Callable, first, *others) -> dict:
+    """For `Task.observe`: the result, and the gradient of its sum with respect to the first argument."""
+    result = function(first.requires_grad_(), *others)
+    if getattr(result, "requires_grad", False):
+        result.sum().backward()
+    return {"loss": result, "gradient": first.detach() * 0 if first.grad is None else first.grad}
+
+
+def main(module: dict) -> None:
+    """The command line of an exercise, whose module's names these are."""
+    path = Path(module["__file__"])
+    try:
+        mistake = module["check"]()
+    except NotImplementedError as error:
+        sys.exit(f"Not written yet: {error}.")
+    print(mistake or f"Right. {path.read_text().splitlines()[-1].removeprefix('# ')}.")
+    if sys.argv[1:] == ["--effect"] and "install" in module:
+        from benchmarks.exercise_curves import show_effect
+
+        names = inspect.signature(module["install"]).parameters
+        show_effect(path.stem, module["install"](*[module[name] for name in names]))
+    elif sys.argv[1:] == ["--effect"]:
+        print(module["NO_EFFECT"])
+    sys.exit(1 if mistake else 0)

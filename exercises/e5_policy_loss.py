@@ -1,0 +1,105 @@
+"""Exercise 5: the policy loss.
+
+Every token of a response gets the advantage of its turn. PPO multiplies it by ratio_i = w_i pi / pi_old, and
+clips. w_i = min(pi / pi_b, 1), for what another policy pi_b sampled, is a weight: it has no gradient. Why is
+there a gradient at all at the first update, when pi equals pi_old?
+
+Paper: section 2.2. Read first: the docstring of ppo.py, then run `python ppo.py`. About 15 minutes.
+Check: python exercises/e5_policy_loss.py         Effect: python exercises/e5_policy_loss.py --effect
+"""
+
+import torch
+from classroom import Task, checker, from_tree, loss_and_gradient, main
+from torch import Tensor
+
+
+def policy_loss(
+    new: Tensor, old: Tensor, behaviour: Tensor, advantages: Tensor, turn: Tensor, clip: float
+) -> Tensor:
+    """The mean over all response tokens of -min(ratio A, clip(ratio, 1 - clip, 1 + clip) A), one number.
+
+    Args: new, old, behaviour: log-probs (R,) of pi (only these have a gradient), of pi_old and of pi_b;
+        advantages (R,); turn (R,) the number of the turn of each token, 0 to N - 1.
+    """
+    raise NotImplementedError("policy_loss must return a tensor with one number, the mean over the tokens")
+
+
+# ---- the check: nothing below is yours to write ------------------------------------------------------------
+
+loss, ratio, mean = from_tree("ppo.py", "policy_loss", "policy_ratio", "mean_per_turn", torch=torch)
+
+
+def ours(new, old, behaviour, A, turn, clip) -> Tensor:
+    return loss(new, old, behaviour, A, clip).mean()  # ()
+
+
+def clipped(ratio, A, low, high) -> Tensor:
+    return -torch.minimum(ratio * A, ratio.clamp(low, high) * A).mean()  # ()
+
+
+WRONG = {  # each returns ()
+    "ratio always 1": lambda p, old, b, A, turn, clip: ours(p, p.detach(), b, A, turn, clip),
+    "gradient through w": lambda p, old, b, A, turn, clip: clipped(
+        (p - old).exp() * (p - b).exp().clamp(max=1), A, 1 - clip, 1 + clip
+    ),
+    "clip on one side": lambda p, old, b, A, turn, clip: clipped(ratio(p, old, b), A, 0, 1 + clip),
+    "mean a sequence": lambda p, old, b, A, turn, clip: mean(
+        loss(p, old, b, A, clip), turn, int(turn.max()) + 1
+    ).mean(),
+    "no gradient": lambda p, old, b, A, turn, clip: ours(p.detach(), old, b, A, turn, clip),
+    "no clip": lambda p, old, b, A, turn, clip: clipped(ratio(p, old, b), A, 0, 1e9),
+    "clip without min": lambda p, old, b, A, turn, clip: clipped(
+        ratio(p, old, b).clamp(1 - clip, 1 + clip), A, 0, 1e9
+    ),
+    "without w": lambda p, old, b, A, turn, clip: ours(p, old, p, A, turn, clip),
+    "w not capped": lambda p, old, b, A, turn, clip: clipped(
+        (p - old).exp() * (p - b).exp().detach(), A, 1 - clip, 1 + clip
+    ),
+    "sign": lambda *given: -ours(*given),
+    "each token": lambda p, old, b, A, turn, clip: loss(p, old, b, A, clip),
+    "sum": lambda p, *rest: ours(p, *rest) * len(p),
+}
+NEW, OLD, BEHAVIOUR, ADVANTAGES = torch.tensor(  # (R,) each
+    [
+        [-0.5, -1.0, -0.2, -0.9, -0.4, -1.6],
+        [-1.0, -0.6, -0.3, -0.5, -0.8, -1.2],
+        [-0.4, -0.7, -0.3, -0.5, -0.6, -1.5],
+        [1.0, 1.0, 1.0, -0.5, -0.5, -0.5],
+    ]
+)
+EXAMPLE = NEW, OLD, BEHAVIOUR, ADVANTAGES, torch.tensor([0, 1, 1, 2, 2, 2]), 0.2
+
+
+def larger(number: int) -> tuple:
+    draw = torch.Generator().manual_seed(number)
+    turn = torch.arange(9).repeat_interleave(torch.randint(1, 9, (9,), generator=draw))  # (R,)
+    old = -2 * torch.rand(len(turn), generator=draw)  # (R,)
+    new, behaviour = old + 0.3 * torch.randn(2, len(turn), generator=draw)  # (R,), (R,)
+    return new, old, behaviour, torch.randn(9, generator=draw)[turn], turn, 0.2
+
+
+TASKS = {"policy_loss": Task(ours, WRONG, {"six tokens": EXAMPLE}, larger, loss_and_gradient)}
+check = checker(TASKS, globals())
+
+
+def install(policy_loss) -> dict:
+    """Put the function in place of ours, whose results are summed and divided by the number of tokens."""
+    import ppo
+
+    response_logprobs, seen = ppo.response_logprobs, []
+
+    def remembered(model, batch, *options):
+        seen[:] = [batch.turn_of_token]
+        return response_logprobs(model, batch, *options)  # (R,), (R,)
+
+    def of_tokens(new, old, behaviour, advantages, clip):
+        return policy_loss(new, old, behaviour, advantages, *seen, clip).expand(len(new))  # (R,)
+
+    ppo.response_logprobs, ppo.policy_loss = remembered, of_tokens
+    return {}
+
+
+if __name__ == "__main__":
+    main(globals())
+
+# The solution: policy_ratio and policy_loss in ppo.py

@@ -1,0 +1,124 @@
+"""Exercise 8: break the grader, then mend it.
+
+Reinforcement learning finds every hole in what rewards it. `naive_grade` runs a program and its tests in one
+process, and believes what this process says. First forge a pass: write programs that do not solve the problem
+(read integers, print their sum) and pass. Then write a grader whose verdict no program can make.
+
+Paper: nothing on this. Read first: the docstring of sandbox.py. About 30 minutes.
+Check: python exercises/e8_grader.py
+"""
+
+import multiprocessing
+import os
+import secrets
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from classroom import SENTENCES, main
+
+HARNESS = """
+import contextlib, io, sys
+for given, expected in {tests!r}:
+    sys.stdin, out = io.StringIO(given), io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec({program!r}, {{"__name__": "__main__"}})
+    assert out.getvalue().split() == expected.split()
+print({secret})
+"""
+
+
+def naive_grade(program: str, tests: list[tuple[str, str]], believes: str) -> bool:
+    """Whether the program passes. Args: believes: "exit code", "marker" (a secret one) or "comparison"."""
+    secret = secrets.token_hex(8)
+    told = "sys.__stdin__.read()" if believes == "comparison" else repr(secret)  # read when all is compared
+    harness = HARNESS.format(tests=tests, program=program, secret=told)
+    command = [sys.executable, "-I", "-S", "-c", harness]
+    try:
+        done = subprocess.run(command, input=secret, capture_output=True, text=True, timeout=5)
+    except subprocess.TimeoutExpired:
+        return False
+    if believes == "exit code":
+        return done.returncode == 0
+    return secret in done.stdout if believes == "marker" else done.stdout == f"{secret}\n"
+
+
+def forgery(believes: str) -> str:
+    """The text of a program that passes `naive_grade(..., believes)` without solving the problem.
+
+    Three different ones, for "exit code", for "marker" and for "comparison".
+    """
+    raise NotImplementedError("forgery must return the text of a program")
+
+
+def grade(program: str, tests: list[tuple[str, str]]) -> bool:
+    """Whether the program prints, for each (input, output) of `tests`, the output's words in 1 second."""
+    raise NotImplementedError("grade must return True or False")
+
+
+# ---- the check: nothing below is yours to write ------------------------------------------------------------
+
+SAY = SENTENCES["e8_grader"]
+TESTS = [("3 4 5\n", "12\n"), ("70123 1\n", "70124\n")]
+BELIEFS = ("exit code", "marker", "comparison")
+HONEST = (
+    "print(sum(map(int, input().split())))",
+    "import sys\nprint(sum(int(word) for word in sys.stdin.read().split()), end='')",
+    "def f():\n    return sum(map(int, input().split()))\n\nif __name__ == '__main__':\n    print(f(), '')",
+    "import sys, time\ntime.sleep(0.2)\nprint(sum(map(int, input().split())))\nprint('!', file=sys.stderr)",
+)
+
+
+def quiet(directory: str) -> None:
+    """For the grader's process: work in an empty directory, and print nothing."""
+    os.chdir(directory)
+    for standard in range(3):
+        os.dup2(os.open(os.devnull, os.O_RDWR), standard)
+
+
+def verdict_of(grade, program: str) -> bool | str:
+    """The grader's verdict; a text if there is none. In a process that the program may be able to end."""
+    fork = multiprocessing.get_context("fork")
+    with TemporaryDirectory() as directory, ProcessPoolExecutor(1, fork, quiet, (directory,)) as pool:
+        try:
+            verdict = pool.submit(grade, program, TESTS).result(timeout=12)
+        except (BrokenProcessPool, SystemExit):
+            return SAY["ended"]
+        except TimeoutError:
+            return SAY["waits"]
+        except NotImplementedError:
+            raise
+        except Exception as error:
+            return f"It raised {type(error).__name__}: {error}"
+    return verdict if isinstance(verdict, bool) else f"It returned {verdict!r}, not True or False."
+
+
+def check(forgery=forgery, grade=grade) -> str | None:
+    programs = {believes: forgery(believes) for believes in BELIEFS}
+    for believes, program in programs.items():
+        if not naive_grade(program, TESTS, believes):
+            return f"This program does not pass naive_grade(..., {believes!r}):\n{program}"
+        alone = [sys.executable, "-I", "-S", "-c", program]
+        if subprocess.run(alone, input="20 22\n", capture_output=True, text=True).stdout.split() == ["42"]:
+            return f"This program for {believes!r} solves the problem, so it is no forgery:\n{program}"
+    if len(set(programs.values())) < len(BELIEFS):
+        return "Two of the forgeries are the same program: find three ways."
+    for program in HONEST:
+        if (verdict := verdict_of(grade, program)) is not True:
+            return f"This program is right:\n{program}\n{verdict or 'Your grader says that it is not.'}"
+    hidden = Path(__file__).with_name("forgeries.txt").read_text()  # reading it would spoil the exercise
+    for word, _, program in (entry.partition("\n") for entry in hidden.split("\n#### ")[1:]):
+        if (verdict := verdict_of(grade, program)) is not False:
+            return f"A program gets past your grader. {SAY[word] if verdict is True else verdict}"
+    return None
+
+
+NO_EFFECT = "No effect on the toy world: none of the lines that its model knows attacks a grader."
+
+if __name__ == "__main__":
+    main(globals())
+
+# The solution: outputs_match, result_of and run_job in sandbox.py
