@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -152,6 +153,13 @@ class RunDirectory:
 # ---- checkpoints -------------------------------------------------------------------------------------------
 
 
+def _weights(network: nn.Module, options: StateDictOptions | None = None) -> dict[str, torch.Tensor]:
+    """A network's state, with tied weights under one name: files would hold them twice, or refuse them."""
+    names = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    state = get_model_state_dict(network, options=options)
+    return {name: tensor for name, tensor in state.items() if name in names}
+
+
 def _state(trained: dict[str, tuple]) -> dict:
     """All tensors that training changes, as DCP expects them: sharded, under the names of the parameters.
 
@@ -160,7 +168,7 @@ def _state(trained: dict[str, tuple]) -> dict:
     """
     return {
         name: {
-            "network": get_model_state_dict(network),
+            "network": _weights(network),
             "optimiser": {"state": get_optimizer_state_dict(network, optimiser)["state"]},
         }
         for name, (network, optimiser, _) in trained.items()
@@ -228,12 +236,9 @@ def restore_checkpoint(directory: Path, trained: dict[str, tuple], updates: int)
 
 def export(policy: PreTrainedModel, tokenizer, directory: Path, dtype: str) -> None:
     """Write policy and tokenizer as a Hugging Face directory, in `dtype`; rank 0 gathers all weights."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(policy, options=options)
+    state = _weights(policy, StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank() == 0:
-        # Tied weights have one name among the parameters, two in the state.
-        names = {name for name, _ in policy.named_parameters()} | {name for name, _ in policy.named_buffers()}
-        state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items() if name in names}
+        state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
         beside = directory.with_name(directory.name + ".partial")
         shutil.rmtree(beside, ignore_errors=True)
         model = empty_copy(policy).to(getattr(torch, dtype))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import checkpoints
 from checkpoints import RunDirectory, restore_checkpoint, save_checkpoint
@@ -35,6 +36,26 @@ def save(run: Path, iteration: int, seed: int = 0) -> Path:
     about = {"iteration": iteration, **dict.fromkeys(checkpoints.LOGS, 0), "prefetched": []}
     save_checkpoint(directory, trained(seed), about, 9)
     return directory
+
+
+def test_a_model_with_tied_weights_is_saved_and_restored(tmp_path):
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        network = LlamaForCausalLM(LlamaConfig(vocab_size=20, tie_word_embeddings=True, **sizes))
+        optimiser = torch.optim.AdamW(network.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda n: 1.0)
+        network(torch.arange(5)[None]).logits.square().sum().backward()  # (1, 5) ids
+        optimiser.step()
+        states.append({"policy": (network, optimiser, schedule)})
+    (tmp_path / "checkpoints").mkdir()
+    save_checkpoint(tmp_path / "checkpoints" / "000001", states[0], {}, 1)
+    restore_checkpoint(tmp_path / "checkpoints" / "000001", states[1], updates=1)
+    saved, restored = (state["policy"][0] for state in states)
+    assert restored.lm_head.weight is restored.model.embed_tokens.weight
+    for one, other in zip(saved.parameters(), restored.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_restored_optimiser_makes_the_same_next_update(tmp_path):
