@@ -342,7 +342,7 @@ def _warm_start(model: LlamaForCausalLM, tokenizer, draw: random.Random, lessons
         bar.set_postfix_str(f"loss {total:.3f}")
 
 
-def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (450, 60)) -> Path:
+def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600, 60)) -> Path:
     """The Hugging Face directory of the warm-started model; `lessons` are in steps.
 
     It is built if it is missing, or if it was taught other families, tokens or words of the prompts.
