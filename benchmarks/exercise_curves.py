@@ -37,7 +37,7 @@ from tools import plots  # noqa: E402
 
 SEEDS, LAST = (0, 1, 2), 3  # the last iterations decide whether an effect is visible
 # Shorter than the main run: two turns, half as many episodes, twice the learning rate.
-SETTINGS = dict(iterations=12, batch_episodes=128, minibatch_episodes=32, turn_limit=2, warmup_updates=4)
+SETTINGS = dict(iterations=8, batch_episodes=128, minibatch_episodes=32, turn_limit=2, warmup_updates=4)
 SETTINGS |= dict(learning_rate=1e-3, value_learning_rate=1e-3, device="cpu")
 UNWATCHED = dict(valid_split="", test_split="", checkpoint_every=1000, show_every=1000)
 CURVES = ROOT / "exercises" / "curves.json"
