@@ -141,11 +141,7 @@ class EpisodeSource:
         """The episodes of an iteration; None if a stop was requested before they were used."""
         if not self.overlap and self.stop_requested():
             return None
-        drawn = draw_problems(self.sampler.training, iteration, self.config)
-        episodes = [  # those of another rank or of a checkpoint have only the names of their problems
-            replace(episode, problem=problem)
-            for episode, problem in zip(self._fetch(iteration), drawn, strict=True)
-        ]
+        episodes = self._fetch(iteration)
         if self.stop_requested():  # sampling may have taken long
             return None
         self.prefetched = []
@@ -178,11 +174,12 @@ class EpisodeSource:
             give_weights(None, self.config.dtype)
 
 
-def sample_for_learners(sampler: Sampler, policy: FSDPModule, first: int) -> None:
+def sample_for_learners(sampler: Sampler, policy: FSDPModule, first: int, stopped: Callable) -> None:
     """The work of a rank that only samples: take the trained weights, sample a batch, send it; repeat.
 
     Args: first: the first iteration whose episodes are not in the checkpoint.
     """
+    stopped()  # from now on a signal to all ranks does not end this one: those that train want its batch
     while take_weights(policy):
         broadcast(_without_problems(sampler.batch(policy, first)), -sampler.config.rollout_ranks)
         first += 1
