@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from chat import Chat
 from config import Config
 from data import Problem
-from distributed import as_forward, empty_copy, gather, rank, share, total
+from distributed import as_forward, empty_copy, gather, load_model, rank, share, total
 from rollout import Episode, RolloutSettings, Turn, fitting, rollout, too_long
 from sandbox import Sandbox, TestResult, Verdict
 from sources import load_problems, one_for_all_splits, select
@@ -174,11 +174,12 @@ class EpisodeSource:
             give_weights(None, self.config.dtype)
 
 
-def sample_for_learners(sampler: Sampler, policy: FSDPModule, first: int, stopped: Callable) -> None:
+def sample_for_learners(sampler: Sampler, first: int, stopped: Callable[[], bool]) -> None:
     """The work of a rank that only samples: take the trained weights, sample a batch, send it; repeat.
 
     Args: first: the first iteration whose episodes are not in the checkpoint.
     """
+    policy = load_model(**sampler.config.loading())
     stopped()  # from now on a signal to all ranks does not end this one: those that train want its batch
     while take_weights(policy):
         broadcast(_without_problems(sampler.batch(policy, first)), -sampler.config.rollout_ranks)
