@@ -220,3 +220,5 @@ def check(c: Config) -> None:
     for sentence, wrong in disagree.items():
         if wrong:
             raise ValueError(sentence)
+    if c.plan:
+        c.check_ranks(c.ranks)
