@@ -67,9 +67,7 @@ def check_replaceable(directory: Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryDirectory(dir=directory.parent).cleanup()  # each rank makes its own
     if directory.exists() and any(directory.iterdir()) and not any(directory.glob("*.safetensors")):
-        raise ValueError(
-            f"{directory} holds something that is no model and would be lost: give another place"
-        )
+        raise ValueError(f"{directory} holds something that is no model: give another place")
 
 
 # ---- a run's directory -------------------------------------------------------------------------------------

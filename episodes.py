@@ -175,10 +175,7 @@ class EpisodeSource:
 
 
 def sample_for_learners(sampler: Sampler, first: int, stopped: Callable[[], bool]) -> None:
-    """The work of a rank that only samples: take the trained weights, sample a batch, send it; repeat.
-
-    Args: first: the first iteration whose episodes are not in the checkpoint.
-    """
+    """The work of a rank that only samples, from iteration `first` on: take weights, sample, send; repeat."""
     policy = load_model(**sampler.config.loading())
     stopped()  # from now on a signal to all ranks does not end this one: those that train want its batch
     while take_weights(policy):
