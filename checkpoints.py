@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -66,9 +67,7 @@ def check_replaceable(directory: Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryDirectory(dir=directory.parent).cleanup()  # each rank makes its own
     if directory.exists() and any(directory.iterdir()) and not any(directory.glob("*.safetensors")):
-        raise ValueError(
-            f"{directory} holds something that is no model and would be lost: give another place"
-        )
+        raise ValueError(f"{directory} holds something that is no model: give another place")
 
 
 # ---- a run's directory -------------------------------------------------------------------------------------
@@ -220,10 +219,15 @@ def damage(directory: Path) -> str:
 
 def restore_checkpoint(directory: Path, trained: dict[str, tuple], updates: int) -> None:
     """Restore networks, optimisers and schedules as after so many `updates`, on any number of ranks."""
-    reader = dcp.HuggingFaceStorageReader(directory)
+    reader, wanted = dcp.HuggingFaceStorageReader(directory), _state(trained)
     try:
-        dcp.load(_state(trained), storage_reader=reader, process_group=team())  # into the same tensors
-    except dcp.CheckpointException as error:
+        stored = {key.rpartition(".")[0] for key in reader.read_metadata().state_dict_metadata}
+        for name, state in wanted.items():
+            # A parameter that no loss reaches, as in a part for images, had no optimiser state to write.
+            of = state["optimiser"]["state"]
+            state["optimiser"]["state"] = {p: of[p] for p in of if f"{name}.optimiser.state.{p}" in stored}
+        dcp.load(wanted, storage_reader=reader, process_group=team())  # into the same tensors
+    except (dcp.CheckpointException, SafetensorError) as error:
         reason = str(error).strip().rpartition("\n")[2]
         raise ValueError(f"{directory} cannot be read: {reason}") from error
     for _, _, schedule in trained.values():

@@ -138,8 +138,6 @@ PRESETS = {
     | dict(model="meta-llama/Llama-3.1-70B-Instruct", output="runs/70b", iterations=2000, batch_rows=8)
     | dict(gather_weights=False, microbatch_tokens=8192),
 }
-
-
 ATTENTION = ("", "sdpa", "eager")
 DTYPES = {name for name, thing in vars(torch).items() if isinstance(thing, torch.dtype)}
 MAY_BE_0 = ("limit_problems", "rollout_ranks", "seed", "iterations")
@@ -220,3 +218,5 @@ def check(c: Config) -> None:
     for sentence, wrong in disagree.items():
         if wrong:
             raise ValueError(sentence)
+    if c.plan:
+        c.check_ranks(c.ranks)

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from chat import Chat
 from config import Config
 from data import Problem
-from distributed import as_forward, empty_copy, gather, rank, share, total
+from distributed import as_forward, empty_copy, gather, load_model, rank, share, total
 from rollout import Episode, RolloutSettings, Turn, fitting, rollout, too_long
 from sandbox import Sandbox, TestResult, Verdict
 from sources import load_problems, one_for_all_splits, select
@@ -141,11 +141,7 @@ class EpisodeSource:
         """The episodes of an iteration; None if a stop was requested before they were used."""
         if not self.overlap and self.stop_requested():
             return None
-        drawn = draw_problems(self.sampler.training, iteration, self.config)
-        episodes = [  # those of another rank or of a checkpoint have only the names of their problems
-            replace(episode, problem=problem)
-            for episode, problem in zip(self._fetch(iteration), drawn, strict=True)
-        ]
+        episodes = self._fetch(iteration)
         if self.stop_requested():  # sampling may have taken long
             return None
         self.prefetched = []
@@ -178,11 +174,10 @@ class EpisodeSource:
             give_weights(None, self.config.dtype)
 
 
-def sample_for_learners(sampler: Sampler, policy: FSDPModule, first: int) -> None:
-    """The work of a rank that only samples: take the trained weights, sample a batch, send it; repeat.
-
-    Args: first: the first iteration whose episodes are not in the checkpoint.
-    """
+def sample_for_learners(sampler: Sampler, first: int, stopped: Callable[[], bool]) -> None:
+    """The work of a rank that only samples, from iteration `first` on: take weights, sample, send; repeat."""
+    policy = load_model(**sampler.config.loading())
+    stopped()  # from now on a signal to all ranks does not end this one: those that train want its batch
     while take_weights(policy):
         broadcast(_without_problems(sampler.batch(policy, first)), -sampler.config.rollout_ranks)
         first += 1

@@ -14,7 +14,7 @@ A seat is a row of the key-value cache. When a response ends, its tests start at
 go on decoding. Its results are read `TESTING_STEPS` decoding steps later. Where responses are so short that
 half of the seated dialogs wait for their tests, the half of these that has waited longest is read already.
 Finished dialogs leave, and new ones take the free seats. This order depends only on tokens, never on time.
- Each dialog draws its random numbers from its own stream (seed, index). So the same seed gives the same
+Each dialog draws its random numbers from its own stream (seed, index). So the same seed gives the same
 dialogs, and what one dialog samples does not depend on the others.
 
 Differs: with feedback "none" a dialog still ends when the public tests pass; in the paper's training without

@@ -324,7 +324,7 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
             run.path.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
         if distributed.split_teams(config.rollout_ranks):
-            sample_for_learners(sampler, load_model(**config.loading()), first + bool(run.prefetched))
+            sample_for_learners(sampler, first + bool(run.prefetched), stopped)
             yield None
             return
         reference, trainable = load_networks(config)

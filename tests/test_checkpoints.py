@@ -70,6 +70,26 @@ def test_a_restored_optimiser_makes_the_same_next_update(tmp_path):
     assert optimiser.param_groups[0]["lr"] == restored_optimiser.param_groups[0]["lr"] == pytest.approx(0.04)
 
 
+def test_a_parameter_that_no_loss_reaches_does_not_prevent_a_resume(tmp_path):
+    """As in the part for images of a model that is trained on text."""
+    networks = []
+    for seed in (0, 1):
+        state = trained(seed)
+        network, optimiser, _ = state["policy"]
+        network.for_images = torch.nn.Parameter(torch.full((2,), float(seed)))  # (2,)
+        optimiser.param_groups[0]["params"].append(network.for_images)
+        networks.append(state)
+    networks[1]["policy"][1].state.clear()  # as before the first update
+    save_checkpoint(tmp_path / "000001", networks[0], {}, 1)
+    restore_checkpoint(tmp_path / "000001", networks[1], updates=2)
+    (saved, optimiser, _), (restored, other, _) = (state["policy"] for state in networks)
+    assert torch.equal(saved.for_images, restored.for_images)
+    for one, same in zip((saved.weight, saved.bias), (restored.weight, restored.bias), strict=True):
+        assert torch.equal(one, same)
+        assert torch.equal(optimiser.state[one]["exp_avg_sq"], other.state[same]["exp_avg_sq"])
+        assert optimiser.state[one]["step"] == other.state[same]["step"] == 2
+
+
 @pytest.mark.parametrize("how", ["missing", "short", "no about", "cut about"])
 def test_a_damaged_checkpoint_is_named_and_the_older_whole_one_is_used(tmp_path, capsys, how):
     older, newer = save(tmp_path, 1), save(tmp_path, 2)
@@ -146,13 +166,14 @@ def test_nothing_in_a_run_that_somebody_hands_on_is_executed(tmp_path, where, du
     assert planted.exists()
 
 
-def test_a_checkpoint_without_a_tensor_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["policy.network.bias", "policy.optimiser.state.bias.exp_avg"])
+def test_a_checkpoint_without_a_tensor_is_named(tmp_path, name):
     directory = save(tmp_path, 1)
     (tensors,) = directory.glob("*.safetensors")
     state = load_file(tensors)
-    del state["policy.network.bias"]
+    del state[name]
     save_file(state, tensors)
-    with pytest.raises(ValueError, match="000001 cannot be read: .*policy.network.bias"):
+    with pytest.raises(ValueError, match=f"000001 cannot be read: .*{name}"):
         restore_checkpoint(directory, trained(1), updates=2)
 
 

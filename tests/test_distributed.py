@@ -276,6 +276,20 @@ def test_rollouts_that_overlap_with_training_use_weights_one_iteration_old(
     assert max(entry["first_ratio_worst"] for entry in ahead) < 1e-5
 
 
+def test_a_signal_to_all_ranks_stops_also_those_that_only_sample_without_loss(overlapping, tmp_path):
+    run = replace(overlapping, output=str(tmp_path / "run"), checkpoint_every=100)
+    ranks, written = start_ranks(2, train_until_a_signal, run), tmp_path / "run" / "metrics.jsonl"
+    while ranks[0].is_alive() and not (written.exists() and metrics(written.parent)):
+        time.sleep(0.001)
+    for process in ranks:  # as torchrun does
+        os.kill(process.pid, signal.SIGTERM)
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    run_ranks(2, train, replace(run, resume=run.output))
+    assert_identical(tmp_path / "run", Path(overlapping.output))
+
+
 def test_a_killed_run_keeps_the_batch_that_was_sampled_ahead(overlapping, tmp_path):
     run = replace(overlapping, output=str(tmp_path / "run"))
     for moment in ("000001", "000002*"):

@@ -238,6 +238,7 @@ def test_the_saved_policy_is_the_trained_one(tmp_path, monkeypatch, tokenizer, e
         (["--microbatch_tokens", "100"], "microbatch_tokens 100 .* context 512"),
         (["--preset", "8b", "--plan", "--rollout_ranks", "2"], "plan .* rollout_ranks"),
         (["--plan"], "plan needs a --model"),
+        (["--preset", "8b", "--plan", "--ranks", "6"], "leave 6 to train, but minibatch_episodes 256"),
         (["--problems", "humaneval_plus"], "humaneval_plus needs a --model"),
         (["--batch_rows", "0"], "batch_rows is 0, but must be at least 1"),
         (["--limit_problems", "-5"], "limit_problems is -5, but must be at least 0"),
@@ -292,6 +293,10 @@ def test_the_plan_is_the_sum_that_one_does_by_hand(tmp_path):
     }
     assert sizes["rollout"]["weights for sampling"] == 2 * policy
     assert sizes["rollout"]["keys and values"] == 3 * 600 * 3 * (2 * 32) * 2  # 12 dialogs on 4 ranks
+    one_at_a_time = replace(config, context=plan.PREFILL_TOKENS + 1, batch_rows=1)
+    of_a_token = sizes["rollout"]["prompts and feedback"] / (3 * 600)
+    longest = plan.memory(one_at_a_time, ranks=4)["rollout"]["prompts and feedback"]
+    assert longest == of_a_token * one_at_a_time.context  # a prompt goes through the model in one piece
     norms, queries, keys, mlp = 4 * 64, 4 * 64, 4 * 32, 4 * 100  # numbers a token, in bf16
     inside = 2 * (norms + queries + keys + mlp) + 4 * (2 * 64)  # and the norms' insides, in fp32
     assert sizes["update"]["activations"] == 1200 * (3 * 2 * 64 + inside)

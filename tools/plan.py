@@ -97,7 +97,7 @@ def memory(config, ranks: int) -> dict[str, dict[str, float]]:
         "rollout": {
             "weights for sampling": whole * sharded,
             "keys and values": rows * config.context * layers * key_value * compute,
-            "prompts and feedback": min(rows * config.context, PREFILL_TOKENS) * inside,
+            "prompts and feedback": max(config.context, min(rows * config.context, PREFILL_TOKENS)) * inside,
             "next-token distribution": rows * softmax,
         },
         "update": {
