@@ -245,7 +245,7 @@ def sample_runs(args: argparse.Namespace) -> dict[str, tuple[dict, list[dict]]]:
     context = within_positions(config, args.context)
     check_architecture(config, context)
     model = load_model(args.model, args.device, args.dtype, args.attention, args.gguf_file)
-    check_logits(model, len(chat.tokenizer), context)
+    check_logits(model.requires_grad_(False), len(chat.tokenizer), context)
     args.batch_rows = plan.rows_that_fit(model, context, args.batch_rows)
     given = {name: getattr(args, name) for name in ("top_p", "batch_rows", "examples")}
     new = args.max_new_tokens or context // 8

@@ -376,7 +376,7 @@ def finish(setup: Setup) -> dict:
     if setup.test:
         with timed(run.seconds, "probe"):
             policy = load_model(**config.loading() | {"model": str(run.path / "best"), "gguf_file": ""})
-            after = probe(setup, policy)
+            after = probe(setup, policy.requires_grad_(False))
     result = {"before": run.progress["before"], "after": after, "seconds": run.seconds}
     if rank() == 0:
         if setup.test:

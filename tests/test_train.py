@@ -245,6 +245,7 @@ def test_the_saved_policy_is_the_trained_one(tmp_path, monkeypatch, tokenizer, e
         (["--temperature", "0"], "temperature is 0.0"),
         (["--feedback", "ture"], "feedback is 'ture', but must be one of true, random, none"),
         (["--dtype", "foo"], "dtype is 'foo'"),
+        (["--dtype", "float16"], "must be float32 or bfloat16"),
     ],
 )
 def test_settings_that_disagree_are_named(flags, named):
