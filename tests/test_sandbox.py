@@ -837,8 +837,13 @@ def test_a_test_that_would_wait_for_the_right_answer_ends(sandbox):
 
 
 def test_a_setup_has_no_more_rights_than_a_test(sandbox):
-    setup = "import math\nrights = open('/proc/self/status').read().partition('CapEff:')[2].split()[0]"
-    tests = (AssertTest("assert f(1) == 1 and int(rights, 16) == 0"),) * 5
+    setup = (
+        "import math\ndef look():\n"
+        "  try: return open('/proc/self/status').read().partition('CapEff:')[2].split()[0]\n"
+        "  except OSError as error: return str(error)\n"
+        "rights = look()"
+    )
+    tests = (AssertTest("assert f(1) == 1 and rights == look()"),) * 5
     (results,) = sandbox.run([Job("def f(x): return x", tests, SHORT, "f", setup)])
     assert {result.verdict for result in results} == {Verdict.PASSED}
 
