@@ -273,9 +273,7 @@ def load_problems(source: str, split: str, holdout: float = 0.0) -> Sequence[Pro
     problems, names = _usable(_rows(source, split), source)
     keys = names
     if isinstance(problems, Problems) and "source" in problems.rows.column_names:
-        keys = zip(
-            names, problems.rows["source"], strict=True
-        )  # in CodeContests names may agree between sites
+        keys = zip(names, problems.rows["source"], strict=True)  # sites of CodeContests may share names
     (first, count), *_ = Counter(keys).most_common(1)
     if count > 1:
         raise ValueError(f"{source} has {count} problems of one name, {first}")

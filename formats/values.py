@@ -107,16 +107,13 @@ def _compares(code: str, entry_point: str, helpers: str) -> bool:
             case ast.Name(name):
                 named.add(name)
                 executed += defined.pop(name, [])
-            case ast.Assert(ast.Constant(value)):
-                found = found or not value
-            case ast.Assert(ast.Tuple() | ast.List() | ast.Set() | ast.Dict() | ast.JoinedStr()):
+            case ast.Assert(ast.Tuple() | ast.List() | ast.Name("candidate")):
                 pass  # true, whatever is in it
-            case ast.Assert(ast.Name(name)) if name in (entry_point, "candidate"):
-                pass  # a function is true
-            case ast.Assert(test):
-                found = found or any(isinstance(inner, ast.Name) for inner in ast.walk(test))
-            case ast.Raise():
+            case ast.Raise() | ast.Assert(ast.Constant(0 | None)):
                 found = True
+            case ast.Assert(test):
+                names = {inner.id for inner in ast.walk(test) if isinstance(inner, ast.Name)}
+                found = found or bool(names) and ast.unparse(test) != entry_point
             case ast.Attribute(attr=name):  # of unittest.TestCase, or of numpy.testing, or solution.f
                 named.add(name)
                 found = found or name.startswith("assert")

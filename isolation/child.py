@@ -10,6 +10,7 @@ import ast
 import atexit
 import builtins
 import contextlib
+import copy
 import io
 import json
 import linecache
@@ -31,6 +32,22 @@ def compile_program(source: str) -> types.CodeType:
     """Compile a program as the file solution.py, with its lines at hand for tracebacks."""
     linecache.cache["solution.py"] = (len(source), None, source.splitlines(True), "solution.py")
     return compile(source, "solution.py", "exec", dont_inherit=True)
+
+
+def compile_test(source: str, entry_point: str) -> types.CodeType:
+    """Compile trusted code. Where it asserts that two values are equal, it calls `_compare`."""
+    tree = ast.parse(source)
+    nodes = [tree]
+    for node in nodes:  # grows as we go; not by expressions, because a test may have very long lists
+        for _, part in ast.iter_fields(node):
+            nodes += [step for step in part if not isinstance(step, ast.expr)] if type(part) is list else []
+        match node:
+            case ast.Assert(ast.Compare(left, [ast.Eq()], [right])):
+                line = {"lineno": node.lineno, "col_offset": 0}
+                answer = isinstance(left, ast.Call) and ast.unparse(left.func) in ("candidate", entry_point)
+                values = [left, right, ast.Constant(answer, **line)]
+                node.test = ast.Call(ast.Name("_compare", ast.Load(), **line), values, [], **line)
+    return compile(tree, "test.py", "exec")
 
 
 def candidate_traceback(error: BaseException) -> str:
@@ -135,9 +152,6 @@ class Other:
     def __eq__(self, other: object) -> bool:
         return self.equal
 
-    def __bool__(self) -> bool:
-        return self.equal
-
 
 # A test that passes with each of these as the answer to all of its calls compares no answer.
 RAISED = "Exception ValueError TypeError KeyError IndexError ZeroDivisionError".split()
@@ -162,79 +176,55 @@ class OtherFunction:
 class Judge:
     """Runs a test's code. The function under test is a proxy that calls it in the program's process."""
 
-    def __init__(self, about: dict) -> None:
-        self.entry_point, self.longest = about["entry_point"], about["longest"]
-        self.names = "candidate", self.entry_point  # of the function under test
-        self.compared = False  # an answer
+    def __init__(self, calls: socket.socket, about: dict) -> None:
+        self.calls, self.entry_point, self.longest = calls, about["entry_point"], about["longest"]
+        self.compared = False  # an answer was equal to what was expected
         self.others = [*OTHERS]
         self.call = self.got = self.expected = ""  # the last call, as a result shows it
-        self.namespace = {"__name__": "judge", "_compare": self.compare}
-        self.module = sys.modules["solution"] = types.ModuleType("solution")  # a test may import it
 
-    def execute(self, source: str) -> types.CodeType:
-        """Execute trusted code. Where it asserts that two values are equal, it calls `compare`."""
-        tree = ast.parse(source)
-        nodes = [tree]
-        for node in nodes:  # grows as we go; not by expressions, because a test may have very long lists
-            for _, part in ast.iter_fields(node):
-                nodes += (
-                    [step for step in part if not isinstance(step, ast.expr)] if type(part) is list else []
-                )
-            match node:
-                case ast.Assert(ast.Compare(left, [ast.Eq()], [right])):
-                    line = {"lineno": node.lineno, "col_offset": 0}
-                    answer = isinstance(left, ast.Call) and ast.unparse(left.func) in self.names
-                    values = [left, right, ast.Constant(answer, **line)]
-                    node.test = ast.Call(ast.Name("_compare", ast.Load(), **line), values, [], **line)
-        code = compile(tree, "test.py", "exec")
-        exec(code, self.namespace)
-        return code
+    def run(self, setup: types.CodeType, test: types.CodeType, function: object) -> None:
+        """Run a set-up and a test as one script; this is the function under test."""
+        script = sys.modules["__main__"] = types.ModuleType("__main__")
+        solution = sys.modules["solution"] = types.ModuleType("solution")  # a test may import it
+        script._compare = self.compare
+        exec(setup, vars(script))
+        setattr(solution, self.entry_point, function)
+        vars(script).update(dict.fromkeys(("candidate", self.entry_point), function))
+        try:
+            exec(test, vars(script))
+        except SystemExit as stop:
+            if stop.code:
+                raise
 
     def compare(self, got: object, expected: object, answer: bool) -> bool:
         """The value of `got == expected`; what a failed test shows is remembered."""
-        self.compared |= answer
         same = got == expected
+        self.compared |= bool(answer and same and self.call)  # a test may define such a function itself
         if not same:
             self.got, self.expected = shown(got), shown(expected)
         return same
 
-    def offer(self, function: object) -> None:
-        """Give the test's code a function as the one under test."""
-        self.namespace |= dict.fromkeys(self.names, function)
-        setattr(self.module, self.entry_point, function)
-
-    def run(self, test: str, calls: socket.socket) -> None:
-        """Run a test's code, and say that it has passed, or that every program would pass it."""
-        self.calls = calls
-        self.offer(self.candidate)
-        code = self.execute(test)
-        if not self.compared and not any(self.fails(code, answer) for answer in self.others):
-            self.end("exception", "the test compares nothing with an answer of the program")
-        self.end("passed")
-
-    def fails(self, code: types.CodeType, answer: object) -> bool:
-        """Whether a test fails where its calls get another answer."""
-        self.offer(OtherFunction(answer))
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, 1.0)  # it may wait for the right answer
-        try:
-            exec(code, self.namespace)
-        except BaseException as error:
-            return error is not answer
-        return False
+    def passes_with_others(self, setup: types.CodeType, test: types.CodeType) -> bool:
+        """Whether a test, which has passed, also passes with all other answers."""
+        self.calls.shutdown(socket.SHUT_RDWR)  # the program has done its part, and its time is limited
+        signal.signal(signal.SIGALRM, lambda *_: self.end("passed"))  # it may wait for the right answer
+        for other in self.others:  # each with the set-up, because a test may use up its cases
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
+            try:
+                copy.copy(self).run(setup, test, OtherFunction(other))
+            except BaseException as error:
+                if error is not other:
+                    return False
+        return True
 
     def candidate(self, /, *arguments: object, **keywords: object) -> object:
         """The function under test, for the test's code."""
         listed = [*map(shown, arguments), *(f"{name}={shown(value)}" for name, value in keywords.items())]
         self.call = cut(f"{self.entry_point}({', '.join(listed)})", SHOWN)
         self.got = self.expected = ""
-        request = {
-            "name": self.entry_point,
-            "given": pack((arguments, keywords)),
-        }  # a TypeError here is the test's own
-        error = None
+        given, error = pack((arguments, keywords)), None  # a TypeError here is the test's own
         try:
-            send(self.calls, request)
+            send(self.calls, {"name": self.entry_point, "given": given})
             reply, _ = receive(self.calls, self.longest, unpacks=True)
             if "error" in reply:
                 error = error_like(reply)
@@ -252,7 +242,7 @@ class Judge:
     def end(self, verdict: str, trace: str = "") -> None:
         """Say the verdict, and end at once. It is empty if a call had no answer: then the caller decides."""
         says = {"verdict": verdict, "traceback": trace, "call": self.call}
-        os.write(1, json.dumps(says | {"got": self.got, "expected": self.expected}).encode())
+        os.write(1, b"\n" + json.dumps(says | {"got": self.got, "expected": self.expected}).encode())
         os._exit(0)
 
 
@@ -277,15 +267,18 @@ def shown(value: object) -> str:
         sys.set_int_max_str_digits(digits)
 
 
-def judge(setup: str | Judge, test: str, calls: socket.socket, about: dict) -> None:
-    """In the judge's child: run a test's code, say the verdict, and end. A zygote has run the set-up."""
+def judge(setup: str | types.CodeType, test: str, calls: socket.socket, about: dict) -> None:
+    """In the judge's child: run a test's code, say the verdict, and end."""
     sys.stdout = sys.stderr = open(os.devnull, "w")
-    judge = Judge(about) if isinstance(setup, str) else setup
+    judge = Judge(calls, about)
     try:
-        if isinstance(setup, str):
-            judge.execute(setup)
-        judge.run(test, calls)
-    except AssertionError:
+        setup = compile_test(setup, judge.entry_point) if isinstance(setup, str) else setup
+        test = compile_test(test, judge.entry_point)
+        judge.run(setup, test, judge.candidate)
+        if not judge.compared and judge.passes_with_others(setup, test):
+            judge.end("exception", "the test compares nothing with an answer of the program")
+        judge.end("passed")
+    except (AssertionError, SystemExit):
         judge.end("wrong answer")
     except CandidateError as error:
         judge.end("out of memory" if isinstance(error, MemoryError) else "exception", error.trace)

@@ -156,7 +156,8 @@ class Client:
         send(judge, judging | {"kind": "judge"}, given)
         judged = self.reply(judge, patience)
         if judged["exit_code"] == 0 and not judged["ended"]:
-            judgement = json.loads(judged["out"])
+            with contextlib.suppress(ValueError):  # the test's code has ended its process itself
+                judgement = json.loads(judged["out"].rpartition(b"\n")[2])
         elif judged["ended"] == "time":  # the answers that it got kept it busy
             judgement = {"verdict": "timeout"}
         return self.reply(channel, patience), judgement

@@ -87,9 +87,8 @@ def isolate(home: str, readable: list[str]) -> Jail:
         if jail.on("private file system"):  # then the server does not need the calls that the filter closes
             kernel.install_filter(jail.rules)
             jail.filtered = True
-    limit(
-        resource.RLIMIT_FSIZE, FILE_BYTES if jail.on("private file system") else 0
-    )  # else it fills the disk
+    own_files = jail.on("private file system")  # else a program fills the disk
+    limit(resource.RLIMIT_FSIZE, FILE_BYTES if own_files else 0)
     limit(resource.RLIMIT_NOFILE, 128)
     limit(resource.RLIMIT_CORE, 0)
     limit(resource.RLIMIT_MEMLOCK, 0)

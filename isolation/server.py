@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 
-from isolation.child import Judge, compile_program, judge, run_program
+from isolation.child import compile_program, compile_test, judge, run_program
 from isolation.kernel import PR_SET_CHILD_SUBREAPER, check, clear, empty, fork, libc, tree_bytes
 from isolation.layers import FILE_BYTES, Jail, enter_child, group_directory, isolate, kernel_kills, write_file
 from isolation.messages import contents, receive, send
@@ -152,19 +152,17 @@ def live(jail: Jail, message: dict, kept: list[int], given: object) -> None:
 
 
 def become_zygote(channel: socket.socket, jail: Jail, message: dict, program: int) -> None:
-    """A zygote's life: compile a program or run a judge's set-up within its limits, and serve tests."""
+    """A zygote's life: compile a program or a judge's set-up within its limits, and serve tests."""
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
         source = contents(program)
         before = resource.getrlimit(resource.RLIMIT_AS)
         try:
             resource.setrlimit(resource.RLIMIT_AS, (message["memory"] + FILE_BYTES, before[1]))
-            if message.get("judges"):
-                code = Judge(message)
-                code.execute(source)
-            else:
-                code = compile_program(source)
-            for name in sys.stdlib_module_names.union(["numpy"]).intersection(message["imports"]):
+            judges = message.get("judges")
+            code = compile_test(source, message["entry_point"]) if judges else compile_program(source)
+            known = sys.stdlib_module_names.union(() if judges else ("numpy",))  # a set-up may replace it
+            for name in known.intersection(message["imports"]):
                 if name not in NEVER_LOADED_EARLY:
                     with contextlib.suppress(Exception):  # the program's own import will raise it again
                         __import__(name)

@@ -269,7 +269,7 @@ def test_a_failed_assert_tells_call_got_and_expected(sandbox):
 
 
 def test_a_failed_assert_tells_nothing_of_an_if_before_it(sandbox):
-    test = AssertTest("x = f(1)\nif __name__ == '__main__': raise ValueError\nassert not x")
+    test = AssertTest("x = f(1)\nif x == [2]: raise ValueError\nassert not x")
     ((result,),) = sandbox.run([Job("def f(x): return [x]", (test,), SHORT, entry_point="f")])
     assert (result.verdict, result.got, result.expected) == ("wrong answer", "[1]", "")
 
@@ -756,6 +756,11 @@ def test_the_bound_of_a_result_follows_the_memory_limit(sandbox):
         "x = [f(1)]\nassert len(x) == 1",
         "x = f(1)\nif x == 1: pass",
         "assert 1 == 1",
+        "def f(x): return 1\nassert f(1) == 1",
+        "def candidate(x): return 1\nassert candidate(1) == 1",
+        "try:\n  assert f(1) == 2\nexcept AssertionError: pass",
+        "import contextlib\nwith contextlib.suppress(Exception): assert f(1) == 2",
+        "import sys\nf(1)\nsys.exit(0)",
     ],
 )
 def test_a_test_that_compares_no_answer_is_not_passed(sandbox, test):
@@ -783,10 +788,18 @@ def test_a_test_that_compares_no_answer_is_not_passed(sandbox, test):
         "assert f(1) is not None and f(1) != 2",
         "assert (lambda g: g(1))(f) == 1",
         "x = f(1)\nwhile x != 1: raise AssertionError",
+        "for x, y in once:\n  z = f(x)\n  assert z == y",
+        "while cases:\n  x, y = cases.pop()\n  assert abs(f(x) - y) < 1e-6",
+        "if 'seen' not in globals():\n  seen = f(1)\n  assert seen == 1",
+        "if __name__ == '__main__': assert not f(1) - 1",
+        "import unittest\nclass T(unittest.TestCase):\n"
+        "  def test(self): self.assertEqual(f(1), 1)\nunittest.main()",
+        "import sys\nsys.exit(f(1) != 1)",
+        "import os\nos.write(1, b'text')\nassert f(1) in (1, 3)",
     ],
 )
 def test_comparisons_of_all_forms_count(sandbox, test):
-    setup = "def equal(a, b):\n  assert a == b"
+    setup = "def equal(a, b):\n  assert a == b\ncases = [(1, 1)]\nonce = iter(cases)"
     for program, verdict in (("def f(x): return 1", "passed"), ("def f(x): return 2", "wrong answer")):
         ((result,),) = sandbox.run([Job(program, (AssertTest(test),), SHORT, "f", setup)])
         assert result.verdict == verdict
@@ -817,9 +830,29 @@ def test_what_a_call_does_is_compared_in_all_forms(sandbox, right, wrong, test):
 
 
 def test_a_test_that_would_wait_for_the_right_answer_ends(sandbox):
-    test = AssertTest("while not f(1) == 1: pass")
-    ((result,),) = sandbox.run([Job("def f(x): return 1", (test,), replace(SHORT, seconds=10.0), "f")])
-    assert result.verdict == Verdict.PASSED
+    for seconds in (1.0, 10.0):  # the program's time does not count what the judge does without it
+        test = AssertTest("while not f(1) == 1: pass")
+        ((result,),) = sandbox.run([Job("def f(x): return 1", (test,), replace(SHORT, seconds=seconds), "f")])
+        assert result.verdict == Verdict.PASSED
+
+
+def test_a_setup_has_no_more_rights_than_a_test(sandbox):
+    setup = (
+        "import math\ndef look():\n"
+        "  try: return open('/proc/self/status').read().partition('CapEff:')[2].split()[0]\n"
+        "  except OSError as error: return str(error)\n"
+        "rights = look()"
+    )
+    tests = (AssertTest("assert f(1) == 1 and rights == look()"),) * 5
+    (results,) = sandbox.run([Job("def f(x): return x", tests, SHORT, "f", setup)])
+    assert {result.verdict for result in results} == {Verdict.PASSED}
+
+
+@pytest.mark.parametrize("code", ["import os; os._exit(0)", "print(1); import os; os._exit(0)", "1 / 0", "("])
+def test_a_judge_that_ends_is_no_verdict_of_passed_and_ends_no_run(sandbox, code):
+    for setup, test in ((code, "assert f(1) == 1"), ("", f"assert f(1) == 1\n{code}")):
+        (results,) = sandbox.run([Job("def f(x): return x", (AssertTest(test),) * 3, SHORT, "f", setup)])
+        assert [result.verdict for result in results] == ["exception"] * 3
 
 
 @pytest.mark.parametrize(
