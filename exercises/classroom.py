@@ -88,8 +88,9 @@ def observed(task: Task, function: Callable, arguments: tuple) -> dict[str, np.n
     except NotImplementedError:
         raise
     except Exception as error:
-        line = traceback.extract_tb(error.__traceback__)[-1].lineno
-        return f"{failed} {type(error).__name__}: {error} (line {line})"
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f" (line {f.lineno})" for f in frames if f.filename == function.__code__.co_filename]
+        return f"{failed} {type(error).__name__}: {error}{''.join(lines[-1:])}"
     changed = [*map(shown, given)] != [*map(shown, arguments)]
     return "It changed one of its arguments, which others still need: work on a copy." if changed else arrays
 
@@ -97,7 +98,7 @@ def observed(task: Task, function: Callable, arguments: tuple) -> dict[str, np.n
 def same(one: dict | str, other: dict | str) -> bool:
     """Whether two functions did the same: equal numbers up to rounding, or the same kind of failure."""
     if isinstance(one, str) or isinstance(other, str):
-        return type(one) is type(other) and one.split(": ")[:2] == other.split(": ")[:2]
+        return type(one) is type(other) and one.split(" (line ")[0] == other.split(" (line ")[0]
     pairs = [(one[name], other[name]) for name in one]
     return all(a.shape == b.shape and np.allclose(a, b, 1e-4, 1e-6, equal_nan=True) for a, b in pairs)
 
@@ -107,10 +108,10 @@ def shown(value) -> str:
     if isinstance(value, list) and value and isinstance(value[0], Episode):
         return "".join(f"\n      {shown(entry)}" for entry in value)
     if isinstance(value, Episode):
-        spans = ", ".join(f"{t.start} to {t.end - 1}{' (truncated)' * t.truncated}" for t in value.turns)
+        spans = ", ".join(f"ids[{t.start}:{t.end}]{' (truncated)' * t.truncated}" for t in value.turns)
         codes = ", ".join("no" if turn.code is None else "yes" for turn in value.turns)
         passed = f"public tests passed: {value.public_passed}; solved: {value.solved}"
-        return f"ids {value.ids}; responses at {spans}; valid code: {codes}; {passed}"
+        return f"ids {value.ids}; responses: {spans}; valid code: {codes}; {passed}"
     if not isinstance(value, np.ndarray) and not hasattr(value, "detach"):
         return repr(value)
     array = as_array(value).round(4)
@@ -129,16 +130,18 @@ def compare(stub: Callable, task: Task, function: Callable, sentences: dict[str,
         if same(got, right):
             continue
         lines, small = [f"{stub.__name__} is wrong on {title}:"], "random" not in title
+        unknown = "unknown" if small else "unknown, small examples right"
         lines += [f"    {n} = {shown(a)}" for n, a in zip(names, arguments, strict=True) if small]
         for key in right if isinstance(got, dict) else ():
             if not same({key: got[key]}, {key: right[key]}):
                 lines += [f"  your {key}:  {shown(got[key])}", f"  right {key}: {shown(right[key])}"]
             if got[key].shape != right[key].shape:
                 lines.append(f"  Your shape is {got[key].shape}, but must be {right[key].shape}.")
+                unknown = "shape"
         for mistake, variant in task.wrong.items():
             if all(same(observed(task, variant, a), b) for (_, a), b in zip(cases, theirs, strict=True)):
                 return "\n".join([*lines, sentences[mistake]])
-        return "\n".join([*lines, got if isinstance(got, str) else SENTENCES["unknown"]])
+        return "\n".join([*lines, got if isinstance(got, str) else SENTENCES[unknown]])
     return None
 
 

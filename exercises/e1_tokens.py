@@ -7,8 +7,6 @@ Paper: section 2.2 (actions are responses). Read first: `Turn` and `Episode` in 
 Check: python exercises/e1_tokens.py         Effect on learning: python exercises/e1_tokens.py --effect
 """
 
-import math
-
 import torch
 from classroom import Task, checker, episode, from_tree, main, random_episode
 
@@ -40,10 +38,14 @@ WRONG = {
     "end token lost": lambda e: spans(e.turns, 0, lambda turn: -1),
     "off by one": lambda e: spans(e.turns, -1, lambda turn: -1),
     "off by one, later": lambda e: spans(e.turns, 1, lambda turn: 1),
+    "first token lost": lambda e: spans(e.turns, 1, lambda turn: 0),
+    "end included": lambda e: spans(e.turns, 0, lambda turn: 1),
     "truncated given an end": lambda e: spans(e.turns, 0, lambda turn: int(turn.truncated)),
+    "truncated without its last": lambda e: spans(e.turns, 0, lambda turn: -int(turn.truncated)),
     "without truncated": lambda e: spans(e.turns, 0, lambda turn: (turn.start - turn.end) * turn.truncated),
     "last response only": lambda e: spans(e.turns[-1:], 0, lambda turn: 0),
     "prompts too": lambda e: list(range(len(e.ids))),
+    "ids": lambda e: [e.ids[position] for position in ours(e)],
 }
 EXAMPLES = {
     "two turns": (episode([(3, 6), (9, 11)]),),
@@ -65,7 +67,7 @@ def install(trained_tokens) -> dict:
             columns = [column for column in trained_tokens(e) if 0 < column < len(e.ids)]
             known = {t.start + i: logprob for t in e.turns for i, logprob in enumerate(t.behaviour_logprobs)}
             # What was not sampled has no recorded probability: there the factor w is 1.
-            recorded = [known.get(column, -math.inf) for column in columns]
+            recorded = [known.get(column, float("-inf")) for column in columns]
             for turn in e.turns:
                 turn.behaviour_logprobs, recorded = recorded, []
             begun = [sum(turn.start <= column for turn in e.turns) for column in columns]

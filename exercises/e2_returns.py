@@ -38,10 +38,6 @@ def ours(episodes, kl, beta, gamma) -> Tensor:
     return summed(reward(episodes) - beta * kl, rows(episodes), gamma)  # (N,)
 
 
-def past(rewards, rows, gamma) -> Tensor:
-    return summed(rewards.flip(0), rows.flip(0), gamma).flip(0)  # (N,)
-
-
 def with_rewards(of_turn):
     """Wrong returns. Args: of_turn: from a turn's right reward, 1 or -1 for its dialog, is it last, valid."""
 
@@ -59,18 +55,24 @@ WRONG = {  # each returns (N,)
     "reward on every turn": with_rewards(lambda r, all, last, valid: all if last or valid else r),
     "KL left out": lambda es, kl, beta, gamma: summed(reward(es), rows(es), gamma),
     "-0.2 instead of -1": with_rewards(lambda r, all, last, valid: r if valid else -0.2),
+    "0 for a failure": with_rewards(lambda r, all, last, valid: max(r, 0.0) if last else r),
     "KL of its own turn only": lambda es, kl, beta, gamma: summed(reward(es), rows(es), gamma) - beta * kl,
     "KL added": lambda es, kl, beta, gamma: ours(es, -kl, beta, gamma),
+    "KL of the first dialog": lambda es, kl, *rest: ours(
+        es, torch.cat([kl[: len(e.turns)] for e in es]), *rest
+    ),
     "gamma left out": lambda es, kl, beta, gamma: ours(es, kl, beta, 1.0),
-    "sum of the past": lambda es, kl, beta, gamma: past(reward(es) - beta * kl, rows(es), gamma),
+    "sum of the past": lambda es, kl, beta, gamma: summed(
+        (reward(es) - beta * kl).flip(0), rows(es).flip(0), gamma
+    ).flip(0),
     "public tests only": lambda es, *rest: ours([replace(e, solved=e.public_passed) for e in es], *rest),
 }
 UNSOLVED, SOLVED = episode([(2, 4), (6, 8), (10, 12)], "nyn"), episode([(2, 4), (6, 8)], "ny", solved=True)
 PUBLIC_ONLY = episode([(2, 4), (6, 8)], "yy", public_passed=True)
 KL = torch.tensor([0.2, 0.0, 0.4, 0.6, 0.2])  # (N,)
 EXAMPLES = {
-    "not solved in three turns, then solved in two": ([UNSOLVED, SOLVED], KL, 0.5, 1.0),
-    "public tests passed but a private one failed": ([PUBLIC_ONLY], KL[:2], 0.5, 0.9),
+    "not solved in three turns, then solved in two": ([UNSOLVED, SOLVED], KL, 0.5, 0.5),
+    "public tests passed but a private one failed": ([PUBLIC_ONLY], KL[:2], 0.5, 1.0),
 }
 
 

@@ -36,6 +36,8 @@ WRONG = {  # each returns (N,)
     "product": sums,
     "one mean over the batch": lambda p, q, turn, n: (p - q).mean().expand(n),
     "sign": lambda p, q, turn, n: ours(q, p, turn, n),
+    "never negative": lambda *given: ours(*given).clamp(min=0),
+    "another estimator": lambda p, q, turn, n: mean((q - p).exp() - 1 - (q - p), turn, n),
     "masked tokens in the mean": lambda p, q, turn, n: sums(p, q, turn, n) / torch.bincount(turn).max(),
     "share of the batch": lambda p, q, turn, n: sums(p, q, turn, n) / len(p),
     "arithmetic means": lambda p, q, turn, n: (mean(p.exp(), turn, n) / mean(q.exp(), turn, n)).log(),

@@ -46,18 +46,18 @@ def near(values, old, clip) -> Tensor:
 WRONG_POSITIONS = {
     "first token": lambda e: [0 for turn in e.turns],
     "last token of the response": lambda e: [turn.end - 1 for turn in e.turns],
+    "after the response": lambda e: [turn.end for turn in e.turns],
     "a value a token": lambda e: [i - 1 for turn in e.turns for i in range(turn.start, turn.end)],
     "first token of the response": lambda e: [turn.start for turn in e.turns],
     "before the feedback": lambda e: [0, *(turn.end - 1 for turn in e.turns[:-1])],
 }
 WRONG_LOSS = {  # each returns (N,)
-    "unclipped": lambda v, old, G, clip: loss(v, v, G, clip),
-    "clipped value only": lambda v, old, G, clip: 0.5 * (near(v, old, clip) - G) ** 2,
-    "smaller of the two": lambda v, old, G, clip: torch.minimum(
-        loss(v, v, G, clip), 0.5 * (near(v, old, clip) - G) ** 2
-    ),
-    "factor": lambda v, old, G, clip: 2 * loss(v, old, G, clip),
-    "clip around 0": lambda v, old, G, clip: loss(v, 0 * old, G, clip),
+    "unclipped": lambda v, old, G, e: loss(v, v, G, e),
+    "clipped value only": lambda v, old, G, e: 0.5 * (near(v, old, e) - G) ** 2,
+    "smaller of the two": lambda v, old, G, e: 0.5 * torch.minimum((v - G) ** 2, (near(v, old, e) - G) ** 2),
+    "no gradient": lambda v, *rest: loss(v.detach(), *rest),
+    "factor": lambda v, old, G, e: 2 * loss(v, old, G, e),
+    "clip around 0": lambda v, old, G, e: loss(v, 0 * old, G, e),
 }
 DIALOG = episode([(3, 6), (9, 11)])
 NUMBERS = torch.tensor([[0.1, 0.8, -0.6, 0.5], [0.0, 0.1, -0.1, 0.1], [1.0, 1.0, 0.5, 0.2]])  # (3, N)

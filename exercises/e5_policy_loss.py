@@ -37,37 +37,34 @@ def clipped(ratio, A, low, high) -> Tensor:
     return -torch.minimum(ratio * A, ratio.clamp(low, high) * A).mean()  # ()
 
 
+def with_ratio(of):
+    return lambda p, old, b, A, turn, e: clipped(of(p, old, b), A, 1 - e, 1 + e)  # ()
+
+
 WRONG = {  # each returns ()
-    "ratio always 1": lambda p, old, b, A, turn, clip: ours(p, p.detach(), b, A, turn, clip),
-    "gradient through w": lambda p, old, b, A, turn, clip: clipped(
-        (p - old).exp() * (p - b).exp().clamp(max=1), A, 1 - clip, 1 + clip
-    ),
-    "clip on one side": lambda p, old, b, A, turn, clip: clipped(ratio(p, old, b), A, 0, 1 + clip),
-    "mean a sequence": lambda p, old, b, A, turn, clip: mean(
-        loss(p, old, b, A, clip), turn, int(turn.max()) + 1
+    "ratio always 1": lambda p, old, b, A, turn, e: ours(p, p.detach(), b, A, turn, e),
+    "gradient through w": with_ratio(lambda p, old, b: (p - old).exp() * (p - b).exp().clamp(max=1)),
+    "clip on one side": lambda p, old, b, A, turn, e: clipped(ratio(p, old, b), A, 0, 1 + e),
+    "mean a sequence": lambda p, old, b, A, turn, e: mean(
+        loss(p, old, b, A, e), turn, int(turn.max()) + 1
     ).mean(),
-    "no gradient": lambda p, old, b, A, turn, clip: ours(p.detach(), old, b, A, turn, clip),
-    "no clip": lambda p, old, b, A, turn, clip: clipped(ratio(p, old, b), A, 0, 1e9),
-    "clip without min": lambda p, old, b, A, turn, clip: clipped(
-        ratio(p, old, b).clamp(1 - clip, 1 + clip), A, 0, 1e9
-    ),
-    "without w": lambda p, old, b, A, turn, clip: ours(p, old, p, A, turn, clip),
-    "w not capped": lambda p, old, b, A, turn, clip: clipped(
-        (p - old).exp() * (p - b).exp().detach(), A, 1 - clip, 1 + clip
-    ),
+    "no gradient": lambda p, old, b, A, turn, e: ours(p.detach(), old, b, A, turn, e),
+    "larger of the two": lambda p, old, b, A, turn, e: ours(p, old, b, -A, turn, e) * -1,
+    "minimum before A": lambda p, old, b, A, turn, e: -(ratio(p, old, b).clamp(max=1 + e) * A).mean(),
+    "no clip": lambda p, old, b, A, turn, e: clipped(ratio(p, old, b), A, 0, 1e9),
+    "clip without min": lambda p, old, b, A, turn, e: -(ratio(p, old, b).clamp(1 - e, 1 + e) * A).mean(),
+    "without w": lambda p, old, b, A, turn, e: ours(p, old, p, A, turn, e),
+    "w not capped": with_ratio(lambda p, old, b: (p - old).exp() * (p - b).exp().detach()),
+    "w of pi_old": with_ratio(lambda p, old, b: (p - old).exp() * (old - b).exp().clamp(max=1)),
+    "ratio to pi_b": with_ratio(lambda p, old, b: (p - b).exp()),
     "sign": lambda *given: -ours(*given),
-    "each token": lambda p, old, b, A, turn, clip: loss(p, old, b, A, clip),
+    "each token": lambda p, old, b, A, turn, e: loss(p, old, b, A, e),
     "sum": lambda p, *rest: ours(p, *rest) * len(p),
 }
-NEW, OLD, BEHAVIOUR, ADVANTAGES = torch.tensor(  # (R,) each
-    [
-        [-0.5, -1.0, -0.2, -0.9, -0.4, -1.6],
-        [-1.0, -0.6, -0.3, -0.5, -0.8, -1.2],
-        [-0.4, -0.7, -0.3, -0.5, -0.6, -1.5],
-        [1.0, 1.0, 1.0, -0.5, -0.5, -0.5],
-    ]
-)
-EXAMPLE = NEW, OLD, BEHAVIOUR, ADVANTAGES, torch.tensor([0, 1, 1, 2, 2, 2]), 0.2
+NEW, OLD = torch.tensor([[-0.5, -1.0, -0.2, -0.9, -0.4, -1.6], [-1.0, -0.6, -0.3, -0.5, -0.8, -1.2]])  # (R,)
+BEHAVIOUR = torch.tensor([-0.4, -0.7, -0.3, -0.5, -0.6, -1.5])  # (R,)
+ADVANTAGES, TURN = torch.tensor([1.0, 1.0, 1.0, -0.5, -0.5, -0.5]), torch.tensor([0, 1, 1, 2, 2, 2])  # (R,)
+EXAMPLE = NEW, OLD, BEHAVIOUR, ADVANTAGES, TURN, 0.2
 
 
 def larger(number: int) -> tuple:

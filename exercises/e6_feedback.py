@@ -21,10 +21,11 @@ from sandbox import AssertTest, IoTest, TestResult, Verdict
 
 
 def feedback(problem: Problem, results: list[TestResult] | None) -> str:
-    """The user message after a response that did not pass; texts of more than 2,000 characters are cut.
+    """The user message after a response that did not pass; each text of more than 2,000 characters is cut.
 
     Wrong answer: the input, what was expected, what came out (asserts: `call`, `expected` and `got` of the
-    result). Exception: input and traceback. Timeout, out of memory, too much output: which, and the input.
+    result; the test's `code` where `call` is empty). Exception: input and traceback. Timeout, out of memory,
+    too much output: which, and the input. No valid code: that the code is not valid.
 
     Args: problem: `public_tests`; `private_tests`; `entry_point`, empty if the tests are no asserts.
         results: one for each public test; None if the response has no valid code.
@@ -38,10 +39,10 @@ SAY = SENTENCES["e6_feedback"]
 WORDS = {Verdict.TIMEOUT: "time", Verdict.OUT_OF_MEMORY: "memory", Verdict.TOO_MUCH_OUTPUT: "output"}
 
 
-def example(number: int) -> tuple[Problem, list[TestResult], dict[str, str], dict[str, str]]:
+def example(number: int, filler="") -> tuple[Problem, list[TestResult], dict[str, str], dict[str, str]]:
     """A problem, results, and texts that must, and must not, be in the message, each with its sentence."""
     draw, asserts = random.Random(number), number % 2 == 1
-    fresh = map(str, draw.sample(range(10_000, 100_000), 40))
+    fresh = (f"{text}{filler}" for text in draw.sample(range(10_000, 100_000), 40))
     secret = [next(fresh), next(fresh)]
     tests, results, needed, forbidden = [], [], {}, dict.fromkeys(secret, SAY["tells private tests"])
     verdicts = draw.sample(list(Verdict), 4) if number > 1 else [Verdict.WRONG_ANSWER, Verdict.PASSED]
@@ -49,7 +50,7 @@ def example(number: int) -> tuple[Problem, list[TestResult], dict[str, str], dic
         given, expected, got, place = (next(fresh) for _ in range(4))
         call = f"double({given})"
         tests.append(AssertTest(f"assert {call} == {expected}") if asserts else IoTest(given, expected))
-        result = TestResult(verdict, call=call * asserts)
+        result = TestResult(verdict, call=call * (asserts and verdict != Verdict.TIMEOUT))
         if verdict == Verdict.PASSED:
             where, mistake = (needed, "left out") if asserts else (forbidden, "shown")
             where[given] = SAY[f"passed tests {mistake}"]
@@ -79,6 +80,9 @@ def mistake_in(feedback, number: int, earlier: set[str]) -> str | None:
     wrong += [sentence for text, sentence in forbidden.items() if text in message]
     wrong += [SAY["tells nothing"]] * (not any(text in message for text in needed if text.isdigit()))
     wrong += [sentence for text, sentence in needed.items() if text not in message + message.lower()]
+    came = [r.got or r.stdout for r in results if r.verdict == Verdict.WRONG_ANSWER]
+    swapped = [re.search(rf"\bexpect\w*[\s:=`]+(output[\s:=`]+)?{got}", message.lower()) for got in came]
+    wrong += [SAY["swapped"]] * any(swapped)
     earlier |= {text for text in (*needed, *forbidden) if text.isdigit()}
     lines = [f"feedback is wrong on example {number} ({problem.public_tests[0].__class__.__name__}s):"]
     for test, result in zip(problem.public_tests, results, strict=True):
@@ -94,11 +98,10 @@ def check(feedback=feedback) -> str | None:
         for number in range(12):
             if mistake := mistake_in(feedback, number, earlier):
                 return mistake
-        problem, results, *_ = example(0)
-        if "code" not in (message := str(feedback(problem, None))).lower():
+        if "code" not in (message := str(feedback(example(0)[0], None))).lower():
             return f"Your message if there is no valid code:\n{message}\n{SAY['no valid code']}"
-        long = feedback(problem, [replace(result, stdout="7" * 50_000) for result in results])
-        return SAY["uncut"] if len(long) > 12_000 else None
+        long = max(len(feedback(*example(number, "7" * 50_000)[:2])) for number in range(12))
+        return SAY["uncut"] if long > 40_000 else None
     except NotImplementedError:
         raise
     except Exception as error:

@@ -31,25 +31,23 @@ def none_right(f: int, c: int, submitted: int) -> float:
     return comb(f - c, submitted) / comb(f, submitted)
 
 
-def replaced(N, f, c, n, k, again: bool) -> float:
-    """Drawn with replacement, so that the number that passes is binomial; submitted so too if `again`."""
-    chances = [comb(k, j) * (f / N) ** j * (1 - f / N) ** (k - j) for j in range(k + 1)]
-    submitted = [min(n, j, f) for j in range(k + 1)]
-    wrong = [(1 - c / f) ** m if again and f else none_right(f, c, m) for m in submitted]
+def replaced(N, f, c, n, k, drawn: bool, submitted: bool) -> float:
+    """With replacement, if so `drawn` (the number that passes is then binomial), or if so `submitted`."""
+    binomial = [comb(k, j) * (f / N) ** j * (1 - f / N) ** (k - j) for j in range(k + 1)]
+    without = [comb(f, j) * comb(N - f, k - j) / comb(N, k) for j in range(k + 1)]
+    chances, numbers = binomial if drawn else without, [min(n, j, f) for j in range(k + 1)]
+    wrong = [(1 - c / f) ** m if submitted and f else none_right(f, c, m) for m in numbers]
     return sum(chance * (1 - none) for chance, none in zip(chances, wrong, strict=True))
-
-
-def always_n(N, f, c, n, k) -> float:
-    ways = [comb(f, j) * comb(N - f, k - j) / comb(N, k) for j in range(k + 1)]
-    return sum(way * (1 - none_right(f, c, n)) for way in ways)
 
 
 WRONG = {
     "pass@k": lambda N, f, c, n, k: 1 - comb(N - c, k) / comb(N, k),
     "no filter by public tests": lambda N, f, c, n, k: 1 - comb(N - c, min(n, k)) / comb(N, min(n, k)),
-    "with replacement": lambda *given: replaced(*given, again=True),
-    "drawn with replacement": lambda *given: replaced(*given, again=False),
-    "always n": always_n,
+    "all are drawn": lambda N, f, c, n, k: 1 - none_right(f, c, min(n, f)),
+    "with replacement": lambda *given: replaced(*given, drawn=True, submitted=True),
+    "drawn with replacement": lambda *given: replaced(*given, drawn=True, submitted=False),
+    "submitted with replacement": lambda *given: replaced(*given, drawn=False, submitted=True),
+    "always n": lambda N, f, c, n, k: 1 - none_right(f, c, n),
     "mean number": lambda N, f, c, n, k: 1 - (1 - c / f) ** min(n, k * f / N) if f else 0.0,
 }
 EXAMPLES = {

@@ -55,7 +55,7 @@ def forgery(believes: str) -> str:
 
 
 def grade(program: str, tests: list[tuple[str, str]]) -> bool:
-    """Whether the program prints, for each (input, output) of `tests`, the output's words in 1 second."""
+    """Whether the program prints, for each (input, output) of `tests`, only the output's words in 1 s."""
     raise NotImplementedError("grade must return True or False")
 
 

@@ -145,11 +145,14 @@ def right_on_the_small_example_only(logprobs, reference_logprobs, turn_of_token,
     ("function", "sentence"),
     [
         (lambda *given: None, "None, is a `return` missing?"),
-        (lambda *given: "0.3", "none of the typical mistakes"),
+        (lambda *given: "0.3", "Give the result the right shape first"),
         (lambda *given: {"kl": 0.3}, "Its result is no array of numbers: TypeError"),
         (lambda logprobs, *given: logprobs[99], "It raised IndexError"),
         (lambda *given: ppo.turn_kl(*given) + 0.01, "none of the typical mistakes"),
-        (lambda *given: ppo.turn_kl(*given)[:, None], "Your shape is (3, 1), but must be (3,)"),
+        (
+            lambda *given: ppo.turn_kl(*given)[:, None],
+            "Your shape is (3, 1), but must be (3,).\nGive the result the right shape",
+        ),
         (lambda *given: ppo.turn_kl(*given) * float("nan"), "none of the typical mistakes"),
         (changes_its_argument, "It changed one of its arguments"),
         (right_on_the_small_example_only, "turn_kl is wrong on the larger random example 0"),
@@ -166,10 +169,13 @@ def otherwise(problem, results):
     lines = []
     for test, result in zip(problem.public_tests, results, strict=True):
         if problem.entry_point:
-            lines.append(f"{result.call}: {result.verdict}, {result.got}, should be {result.expected}")
+            call = (result.call or test.code)[:99]
+            lines.append(f"{call}: {result.verdict}, {result.got[:99]}, should be {result.expected[:99]}")
         elif result.verdict != "passed":
-            wrong = f"{test.output} is right, not {result.stdout[:99]}" * (result.verdict == "wrong answer")
-            lines.append(f"{result.verdict} for {test.input} {wrong}")
+            wrong = f"{test.output[:99]} is right, not {result.stdout[:99]}" * (
+                result.verdict == "wrong answer"
+            )
+            lines.append(f"{result.verdict} for {test.input[:99]} {wrong}")
         lines.append(result.traceback[-99:])
     return "\n".join(lines)
 
@@ -192,10 +198,8 @@ def test_each_wrong_feedback_hears_its_own_sentence(mistake):
         (lambda problem, results: otherwise(problem, results).replace("code", ""), "no valid code"),
         (lambda problem, results: otherwise(problem, results).replace("time", ""), "word “time”"),
         (lambda problem, results: otherwise(problem, results).replace("ValueError", "")[:80], "missing"),
-        (
-            lambda problem, results: f"{otherwise(problem, results)}{results}",
-            "would fill the model's context",
-        ),
+        (lambda problem, results: f"{otherwise(problem, results)}{results}", "would fill the context"),
+        (lambda *given: re.sub("(not|should be) ", "the output expected: ", otherwise(*given)), "swapped"),
     ],
 )
 def test_other_wrong_feedback_is_told_in_words(wrong, mistake):
