@@ -1,5 +1,3 @@
-"""One test for each exercise, which runs its check."""
-
 from importlib import import_module
 from pathlib import Path
 
@@ -7,10 +5,7 @@ import pytest
 
 
 @pytest.mark.parametrize("exercise", sorted(path.stem for path in Path(__file__).parent.glob("e?_*.py")))
+@pytest.mark.xfail(raises=NotImplementedError, reason="not begun")
 def test_progress(exercise):
-    try:
-        mistake = import_module(exercise).check()
-    except NotImplementedError as error:
-        pytest.skip(f"not begun: {error}")
-    if mistake:
+    if mistake := import_module(exercise).check():
         pytest.fail(mistake, pytrace=False)
