@@ -21,6 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 from tqdm import tqdm
@@ -114,10 +115,11 @@ def trained(changes: dict, seed: int, output: Path | None = None) -> list[float]
         settings = (
             SETTINGS | UNWATCHED | {"seed": seed, "model": str(toy.ensure_base(BASE)), "output": str(output)}
         )
+        # A wrong function may leave no numbers to show an episode by: no page.
+        unseen = {"choose": lambda episodes: [], "page": SimpleNamespace(write=lambda path: None)}
         try:
-            # A wrong function may leave no numbers to show an episode by: no page.
-            loop.choose, loop.page = lambda episodes: [], SimpleNamespace(write=lambda path: None)
-            loop.train(Config(**settings | changes))
+            with patch.multiple(loop, **unseen):
+                loop.train(Config(**settings | changes))
         except FloatingPointError as error:
             print(f"training broke down: {error}")
         return [json.loads(line)["solved"] for line in (output / "metrics.jsonl").read_text().splitlines()]
