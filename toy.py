@@ -47,7 +47,6 @@ from checkpoints import check_replaceable, replace_whole
 from data import Problem, feedback_message, first_message
 from distributed import friendly_errors
 from isolation.child import candidate_traceback
-from sampling import group_by_length
 from sandbox import IoTest, Limits, TestResult, Verdict, outputs_match
 
 CHAT_TEMPLATE = (
@@ -321,9 +320,12 @@ def _warm_start(model: LlamaForCausalLM, tokenizer, draw: random.Random, lessons
         else:
             dialogs = [warm_start_dialog(draw) for _ in range(64)]
         texts = [tokenizer.apply_chat_template(dialog, tokenize=False) for dialog in dialogs]
-        rows = tokenizer(texts, add_special_tokens=False).input_ids
-        groups = group_by_length(rows, len, 1 << 14)  # in parts of similar length, to compute less padding
-        batches = [tokenizer.pad({"input_ids": group}, return_tensors="pt").input_ids for group in groups]
+        rows = sorted(tokenizer(texts, add_special_tokens=False).input_ids, key=len)
+        halves = (
+            rows[: len(rows) // 2],
+            rows[len(rows) // 2 :],
+        )  # short and long ones: less padding to compute
+        batches = [tokenizer.pad({"input_ids": half}, return_tensors="pt").input_ids for half in halves]
         # After 50 steps the first lesson skips the first answer: a random guess cannot be learned.
         masks = [_answer_mask(ids, tokenizer, first=2 if reads and step > 50 else 1) for ids in batches]
         answers, tokens = sum(mask.sum() for mask in masks), sum(map(len, rows)) - len(rows)
