@@ -324,7 +324,7 @@ def _warm_start(model: LlamaForCausalLM, tokenizer, draw: random.Random, lessons
         halves = (
             rows[: len(rows) // 2],
             rows[len(rows) // 2 :],
-        )  # short and long ones: less padding to compute
+        )  # short ones, long ones: less padding
         batches = [tokenizer.pad({"input_ids": half}, return_tensors="pt").input_ids for half in halves]
         # After 50 steps the first lesson skips the first answer: a random guess cannot be learned.
         masks = [_answer_mask(ids, tokenizer, first=2 if reads and step > 50 else 1) for ids in batches]
