@@ -168,8 +168,8 @@ def prepare(
             behaviour = torch.tensor(behaviour, device=config.device)  # (R,)
             turns = batch.turn_of_token, len(batch.turn_rows)  # (R,), N
             kl = ppo.turn_kl(old, initial, *turns)  # (N,) what is logged
-            penalty = config.beta * ppo.turn_kl(old, initial, *turns, config.product_kl)  # (N,)
-            rewards = ppo.turn_rewards(group).to(config.device) - penalty  # (N,)
+            penalty = ppo.turn_kl(old, initial, *turns, product=True) if config.product_kl else kl  # (N,)
+            rewards = ppo.turn_rewards(group).to(config.device) - config.beta * penalty  # (N,)
             returns = ppo.turn_returns(rewards, batch.turn_rows, config.gamma)  # (N,)
             targets = returns[batch.turn_of_token] if config.token_level_values else returns  # (v,)
             logprobs = behaviour, initial, old  # (R,) each

@@ -63,6 +63,9 @@ def numbers_of(prepared, before: dict, after: dict, config: Config) -> dict[tupl
     """
     found = []
     for m in (microbatch for microbatches in prepared for microbatch in microbatches):
+        wanted = [(n, key) for n, key in enumerate(turns_of(m.episodes)) if key in before]
+        if not wanted:
+            continue
         of, turns = m.batch.turn_of_token, len(m.batch.turn_rows)  # (R,), N
         returns, values = m.returns, m.old_values  # (v,), (v,)
         if config.token_level_values:
@@ -82,12 +85,11 @@ def numbers_of(prepared, before: dict, after: dict, config: Config) -> dict[tupl
             "KL": m.old_logprobs - m.initial_logprobs,
             "advantage": m.advantages,
         }
-        for n, key in enumerate(turns_of(m.episodes)):
-            if key in before:
-                numbers = {name: round(vector[n].item(), 5) for name, vector in of_turn.items()}
-                tokens = {name: rounded(vector[of == n]) for name, vector in of_token.items()}
-                tokens["ratio"] = rounded((after[key] - before[key]).exp())
-                found.append((key, {"numbers": numbers, "tokens": tokens}))
+        for n, key in wanted:
+            numbers = {name: round(vector[n].item(), 5) for name, vector in of_turn.items()}
+            tokens = {name: rounded(vector[of == n]) for name, vector in of_token.items()}
+            tokens["ratio"] = rounded((after[key] - before[key]).exp())
+            found.append((key, {"numbers": numbers, "tokens": tokens}))
     return dict(distributed.gather(found))
 
 
