@@ -1,24 +1,22 @@
 """The offline world: a tiny language model, and problems that can only be solved by reading the feedback.
 
 Paper: not in it. This replaces Llama 3.1 and CodeContests, so that all of RLEF runs on a laptop in minutes.
-The rest of the project does not know that the world is small: `problems` returns what a data set would, and
-`ensure_base` a Hugging Face directory.
+The rest of the project does not know it: `problems` is a data set, `ensure_base` a Hugging Face directory.
 
-A problem has a family (for example lists of numbers), a rule of that family (reverse the list) and a way to
-print (with commas). The statement names the family only, so thirty programs are possible. Each of them gives
-another output on each public test: one line of feedback identifies the right program, and without feedback
-the chance is one in thirty per turn. The parts of an input use different characters (the first number 1 to 4,
-the second 5 to 9) and each line of a program is one token, so that reading needs recognition but no
-arithmetic. A model with a third of a million parameters learns it in a minute.
+A problem has a family (lists of numbers), a rule of that family (reverse the list) and a frame of up to five
+marks around the output, so programs have 3 to 8 lines. Most statements name the family only: 320 programs
+fit, and each gives another output on each test, so that one line of feedback identifies the right one. A
+tenth of the statements tell it. The parts of an input use different characters and each line of a program is
+one token: reading needs recognition, but no arithmetic. A third of a million parameters are enough.
 
 The model that RLEF starts from is trained on synthetic dialogs (the warm start), in two lessons. The first
-teaches to read: a wrong guess, its feedback, the right program. RL can then sample repairs and reinforce
-them. The second teaches a habit that RLEF has to change: most answers, also after feedback, are the family's
-first program, some are another guess or broken code, and few use the feedback.
+teaches skills: to write the program that a statement or feedback tells and, as a bad example, one that only
+prints the expected output. RL can then sample and reinforce them. The second teaches a habit that RLEF has to
+change: most answers are the family's first program, some are another guess or broken, few use a skill.
 
-RL sees only a part of the world. The test split has three groups: "seen" (the rule and the way to print occur
-in RL, with other inputs), "new combination" (both occur, but never together) and "new rule" (occurs only in
-the warm start, which teaches its name). No input is in two splits.
+RL sees only a part of the world. The test split has four groups: "seen" (rule and frame occur in RL, with
+other inputs), "new combination" (both occur, but never together), "new rule" (occurs only in the warm start,
+which teaches its name) and "told" (as seen, but the statement tells it). No input is in two splits.
 
 Run alone: `python toy.py [DIRECTORY]` builds the model and prints a dialog of the warm start.
 """
@@ -33,8 +31,9 @@ import shutil
 import sys
 import zlib
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -49,8 +48,10 @@ from distributed import friendly_errors
 from isolation.child import candidate_traceback
 from sandbox import IoTest, Limits, TestResult, Verdict, outputs_match
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+CHAT_TEMPLATE = (  # what stands in {% generation %} is what the warm start teaches
+    "{% for message in messages %}<|{{ message.role }}|>{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content }}<|end|>{% endgeneration %}"
+    "{% else %}{{ message.content }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL_TOKENS = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
@@ -66,13 +67,20 @@ class Family:
     separator: str  # between the words
     read: str  # first line of a program
     rules: tuple[str, ...]  # second line
-    shows: tuple[str, ...]  # third line
+    show: str  # prints the result
     held_out: tuple[int, ...] = (3, 7)  # rules that do not occur in RL
 
     def programs(self) -> list[str]:
-        """All programs that fit the statement: program i has rule i // len(shows), show i % len(shows)."""
-        return [f"{self.read}\n{rule}\n{show}\n" for rule in self.rules for show in self.shows]
+        """All programs that fit the statement: program i has rule i // 32 and frame i % 32."""
+        parts = product(self.rules, FRAMES)
+        lines = ((self.read, rule, *before, self.show, *after, "") for rule, (before, after) in parts)
+        return ["\n".join(program) for program in lines]
 
+
+# A frame: lines before and after the one that prints the result, each of which a program has or not.
+FRAME_BEFORE, FRAME_AFTER = ('print("<")', 'print("=")'), ('print(">")', 'print("!")', 'print("?")')
+SUBSETS = [[c for n in range(4) for c in combinations(side, n)] for side in (FRAME_BEFORE, FRAME_AFTER)]
+FRAMES = [*product(*SUBSETS)]
 
 # fmt: off
 FAMILIES = (
@@ -85,7 +93,7 @@ FAMILIES = (
             "y = a + b", "y = a * 10", "y = b * 10", "y = -a", "y = -b", "y = a * 1000 + b",
             "y = b * 100 + a", "y = a % 10", "y = b % 10", "y = a * 1000",
         ),
-        shows=("print(y)", 'print("=", y)', 'print(y, "!")'),
+        show="print(y)",
     ),
     Family(
         statement="Read some numbers and print some of them.",
@@ -97,7 +105,7 @@ FAMILIES = (
             "ys = xs + xs", "ys = [x * 10 for x in xs]", "ys = [x * 100 for x in xs]",
             "ys = xs + [0]", "ys = [x * 10 + 1 for x in xs]",
         ),
-        shows=("print(*ys)", 'print(*ys, sep=",")', 'print(*ys, sep="+")'),
+        show="print(*ys)",
     ),
     Family(
         statement="Read a word and print another.",
@@ -108,7 +116,7 @@ FAMILIES = (
             "t = s[::-1]", "t = s[1:]", "t = s[:1]", "t = s.upper()", "t = s[-1:]", "t = s + s",
             "t = s[:2]", 't = "-".join(s)', 't = "x" + s', 't = s + "x"',
         ),
-        shows=("print(t)", 'print(t + "!")', 'print("<" + t + ">")'),
+        show="print(t)",
     ),
     Family(
         statement="Read a line of words and print another line.",
@@ -120,33 +128,31 @@ FAMILIES = (
             "vs = [w[::-1] for w in ws]", "vs = ws + ws", "vs = [w[:1] for w in ws]",
             "vs = [w + w for w in ws]", 'vs = ["x" + w for w in ws]', 'vs = [w + "x" for w in ws]',
         ),
-        shows=("print(*vs)", 'print(*vs, sep="-")', 'print(*vs, sep="/")'),
+        show="print(*vs)",
     ),
 )
 # fmt: on
+TOLD = "It has these lines:\n"  # in the statements that tell the program
+HARD_CODED = 'print("""{output}""")'  # instead of the line that prints the result
+
+_compiled = functools.cache(functools.partial(compile, filename="solution.py", mode="exec"))
 
 
-@functools.cache
 def _output(program: str, text: str) -> str:
     """What a program of this module prints. A model's programs run in the sandbox, never here."""
-    printed, stdin = io.StringIO(), sys.stdin
-    sys.stdin = io.StringIO(text)
-    try:
-        with contextlib.redirect_stdout(printed):
-            exec(compile(program, "solution.py", "exec"), {})
-    finally:
-        sys.stdin = stdin
+    with contextlib.redirect_stdout(io.StringIO()) as printed, patch("sys.stdin", io.StringIO(text)):
+        exec(_compiled(program), {})
     return printed.getvalue()
 
 
 @functools.cache
 def inputs(family: Family, split: str) -> list[str]:
-    """The family's inputs in this split: the outputs of all its programs differ on each of them.
+    """The family's inputs in this split: the outputs of all its rules differ on each of them.
 
     Raises: ValueError, one sentence, if the family has too few such inputs.
     """
     draw = random.Random(f"{family.statement} {split}")
-    size, programs = 300 if split == "train" else 40, family.programs()
+    size, programs = 300 if split == "train" else 40, family.programs()[:: len(FRAMES)]
     found, seen = [], set()
     alike = set(combinations(programs, 2))  # programs that no input has told apart
     for _ in range(10_000):
@@ -160,59 +166,64 @@ def inputs(family: Family, split: str) -> list[str]:
             found.append(text)
         if len(found) == size:
             return found
-    message = f"the toy family {family.statement!r} has {len(found)} inputs for {split}, but needs {size}"
+    remedy = "give its words more characters"
     if seen and alike:
-        raise ValueError(
-            f"{message}: no input tells apart the programs {' and '.join(map(repr, min(alike)))}"
-        )
-    raise ValueError(f"{message} on which all its programs differ: give its words more characters")
+        remedy = f"no input tells apart the programs {' and '.join(map(repr, min(alike)))}"
+    has = f"the toy family {family.statement!r} has {len(found)} inputs for {split}, but needs {size}"
+    raise ValueError(f"{has} on which the outputs of all its rules differ: {remedy}")
 
 
 def group_of(family: Family, program: int) -> str:
     """The group of a program of the family; RL trains on "seen" only."""
-    rule, show = divmod(program, len(family.shows))
+    rule, frame = divmod(program, len(FRAMES))
     if rule in family.held_out:
         return "new rule"
-    return "new combination" if (rule + show) % 5 == 4 else "seen"
+    return "new combination" if (rule + frame) % 5 == 4 else "seen"
 
 
-def _problem(family: Family, program: int, split: str, name: str, draw: random.Random) -> Problem:
-    """A problem with two public and three private tests."""
-    programs = family.programs()
-    chosen = draw.sample(inputs(family, split), 5)
-    tests = tuple(IoTest(text + "\n", _output(programs[program], text)) for text in chosen)
-    wrong = draw.sample([p for i, p in enumerate(programs) if i != program], 3)
+@functools.cache
+def _programs_of(family: Family, group: str, lines: int) -> list[str]:
+    """The family's programs of this length and group; "any" stands for all groups."""
+    programs = enumerate(family.programs())
+    chosen = (program for i, program in programs if group in ("any", group_of(family, i)))
+    return [program for program in chosen if program.count("\n") == lines]
+
+
+def _problem(family: Family, group: str, told: bool, split: str, name: str, draw: random.Random) -> Problem:
+    """A problem with one public and three private tests; programs of 3 to 8 lines are equally likely."""
+    answer = draw.choice(_programs_of(family, group, draw.randint(3, 8)))
+    chosen = draw.sample(inputs(family, split), 4)
+    tests = tuple(IoTest(text + "\n", _output(answer, text)) for text in chosen)
+    wrong = draw.sample([program for program in family.programs() if program != answer], 3)
     return Problem(
         name=name,
-        statement=family.statement,
-        public_tests=tests[:2],
-        private_tests=tests[2:],
+        statement=family.statement + f"\n{TOLD}{answer.split(chr(10), 1)[1]}" * told,
+        public_tests=tests[:1],
+        private_tests=tests[1:],
         limits=Limits(seconds=2.0, memory_bytes=1 << 28),
-        correct_solutions=(programs[program],),
+        correct_solutions=(answer,),
         incorrect_solutions=tuple(wrong),
-        group=group_of(family, program),
-        answer=programs[program],
+        group="told" if told else group,
+        answer=answer,
     )
 
 
 @functools.cache
 def problems(split: str) -> list[Problem]:
-    """The problems of "train" (1200), "valid" (120), both of group "seen", or "test" (240, all groups)."""
+    """The problems of "train" (1200), "valid" (120) or "test" (252); RL trains on "seen" and "told"."""
     sizes = {
-        "train": {"seen": 1200},
-        "valid": {"seen": 120},
-        "test": {"seen": 120, "new combination": 60, "new rule": 60},
+        "train": {"seen": 1080, "told": 120},
+        "valid": {"seen": 108, "told": 12},
+        "test": {"seen": 120, "new combination": 60, "new rule": 60, "told": 12},
     }
     if split not in sizes:
         raise ValueError(f"the toy world has the splits {', '.join(sizes)}, but not {split!r}")
-    draw = random.Random(f"toy {split}")
-    made = []
+    draw, made = random.Random(f"toy {split}"), []
     for group, size in sizes[split].items():
+        told, prefix = group == "told", f"toy/{split}/{group.replace(' ', '-')}"
         for number in range(size):
             family = FAMILIES[number % len(FAMILIES)]
-            members = [i for i in range(len(family.programs())) if group_of(family, i) == group]
-            name = f"toy/{split}/{group.replace(' ', '-')}/{number}"
-            made.append(_problem(family, draw.choice(members), split, name, draw))
+            made.append(_problem(family, "seen" if told else group, told, split, f"{prefix}/{number}", draw))
     return made
 
 
@@ -231,7 +242,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     for template in data.FEEDBACK_TOKENS.values():
         phrases += [line + "\n" for line in template.splitlines() if "{" not in line]
     for family in FAMILIES:
-        phrases += [family.statement + "\n\n", family.read, *family.rules, *family.shows]
+        phrases += [family.statement, family.read, *family.rules, family.show]
+    phrases += [TOLD, *FRAME_BEFORE, *FRAME_AFTER, *HARD_CODED.split("{output}")]
     phrases = [phrase for phrase in dict.fromkeys(phrases) if len(phrase) > 1]
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     return PreTrainedTokenizerFast(
@@ -244,44 +256,54 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _results(program: str, problem: Problem) -> list[TestResult]:
-    """The results that the sandbox would give for a program of this module, without starting a process."""
-    results = []
-    for test in problem.public_tests:
-        try:
-            printed = _output(program, test.input.strip())
-        except NameError as error:
-            linecache.cache["solution.py"] = (len(program), None, program.splitlines(True), "solution.py")
-            results.append(TestResult(Verdict.EXCEPTION, traceback=candidate_traceback(error)))
-            continue
-        right = outputs_match(printed, test.output)
-        results.append(TestResult(Verdict.PASSED if right else Verdict.WRONG_ANSWER, stdout=printed))
-    return results
+def _result(program: str, test: IoTest) -> TestResult:
+    """The result that the sandbox would give for a program of this module, without starting a process."""
+    try:
+        printed = _output(program, test.input.strip())
+    except NameError as error:
+        linecache.cache["solution.py"] = (len(program), None, program.splitlines(True), "solution.py")
+        return TestResult(Verdict.EXCEPTION, traceback=candidate_traceback(error))
+    right = outputs_match(printed, test.output)
+    return TestResult(Verdict.PASSED if right else Verdict.WRONG_ANSWER, stdout=printed)
+
+
+def _hard_coded(problem: Problem, family: Family) -> str:
+    """A program that prints the expected output of the public test, whatever its input is."""
+    _, _, *lines = problem.answer.splitlines()  # without the one that reads and the rule
+    place = lines.index(family.show)
+    lines[place] = HARD_CODED.format(output=problem.public_tests[0].output.splitlines()[place])
+    return "\n".join([*lines, ""])
 
 
 def warm_start_dialog(
     draw: random.Random,
     turn_limit: int = 3,
-    reading: float = 0.2,
+    told: float = 0.1,
+    reading: float = 0.12,
+    hard_coded: float = 0.4,
     favourite: float = 0.75,
     faults: float = 0.1,
 ) -> list[dict]:
     """The chat messages of a synthetic dialog.
 
     Args:
-        reading: the share of answers after feedback that are the right program.
+        told: the share of statements that tell the program.
+        reading: the share of answers that are the right program, where statement or feedback tell it.
+        hard_coded: the share of answers after feedback that print the expected output it showed.
         favourite: the share of the other answers that are the family's first program; the rest are guesses.
         faults: the share of these that are broken: two thirds are not valid Python, one third crash.
     """
-    family = draw.choice(FAMILIES)
-    programs = family.programs()
-    problem = _problem(family, draw.randrange(len(programs)), "train", "warm start", draw)
+    family, statement_tells, feedback_tells = draw.choice(FAMILIES), draw.random() < told, False
+    problem = _problem(family, "any", statement_tells, "train", "warm start", draw)
     messages = [{"role": "user", "content": first_message(problem)}]
-    answer_known = False  # from the feedback
     for turn in range(turn_limit):
-        program, results = problem.answer, None
-        if not answer_known or draw.random() >= reading:
-            program = programs[0] if draw.random() < favourite else draw.choice(programs)
+        skill, result, program = draw.random(), None, problem.answer
+        if feedback_tells and skill < hard_coded:
+            program = _hard_coded(problem, family)
+        elif skill >= hard_coded + reading or not (statement_tells or feedback_tells):
+            program = draw.choice(_programs_of(family, "any", draw.randint(3, 8)))
+            if draw.random() < favourite:
+                program = _programs_of(family, "any", 3)[0]
             fault = draw.random()
             if fault < 2 / 3 * faults:
                 program = program.replace("\n", " =\n", 1)
@@ -289,53 +311,40 @@ def warm_start_dialog(
                 program = program.split("\n", 1)[1]
         messages.append({"role": "assistant", "content": f"```python\n{program}```"})
         if " =\n" not in program:
-            results = _results(program, problem)
-        if turn + 1 == turn_limit or results and all(r.verdict == Verdict.PASSED for r in results):
+            result = _result(program, problem.public_tests[0])
+        if turn + 1 == turn_limit or result and result.verdict == Verdict.PASSED:
             break
-        messages.append({"role": "user", "content": feedback_message(problem, results)})
-        answer_known = results is not None and results[0].verdict == Verdict.WRONG_ANSWER
+        messages.append({"role": "user", "content": feedback_message(problem, result and [result])})
+        feedback_tells = result is not None and result.verdict == Verdict.WRONG_ANSWER
     return messages
-
-
-def _answer_mask(ids: torch.Tensor, tokenizer, first: int) -> torch.Tensor:
-    """(B, T-1) Which tokens of `ids[:, 1:]` are of an answer; answers before number `first` do not count."""
-    user, assistant = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[1:3])
-    markers = torch.where(ids == assistant, 1, torch.where(ids == user, -1, 0))  # (B, T)
-    headers = torch.arange(ids.shape[1]) * (markers != 0)  # (B, T)
-    in_answer = markers.gather(1, headers.cummax(1).values) == 1  # (B, T) the last marker so far is assistant
-    answers = in_answer[:, :-1] & (ids[:, 1:] != user) & (ids[:, 1:] != tokenizer.pad_token_id)  # (B, T-1)
-    return answers & ((ids == assistant).cumsum(1)[:, :-1] >= first)  # (B, T-1)
 
 
 def _warm_start(model: LlamaForCausalLM, tokenizer, draw: random.Random, lessons: tuple[int, int]) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.1, betas=(0.9, 0.98))
+    skills = dict(turn_limit=2, told=0.2, reading=0.6, hard_coded=0.4, favourite=0, faults=0)
+    form = dict(padding=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True)
     bar = tqdm(range(sum(lessons)), desc="warm start", unit="step")
     for step in bar:
-        reads = step < lessons[0]
-        progress = step / lessons[0] if reads else (step - lessons[0]) / lessons[1]
-        rate = (min(1.0, 10 * progress, 2 * (1 - progress)) + 0.02) * (4e-3 if reads else 8e-4)
+        first = step < lessons[0]
+        progress = step / lessons[0] if first else (step - lessons[0]) / lessons[1]
+        rate = (min(1.0, 10 * progress, 2 * (1 - progress)) + 0.02) * (4e-3 if first else 8e-4)
         optimiser.param_groups[0]["lr"] = rate
-        if reads:
-            dialogs = [warm_start_dialog(draw, 2, reading=1, favourite=0, faults=0) for _ in range(32)]
-        else:
-            dialogs = [warm_start_dialog(draw) for _ in range(64)]
-        texts = [tokenizer.apply_chat_template(dialog, tokenize=False) for dialog in dialogs]
-        rows = sorted(tokenizer(texts, add_special_tokens=False).input_ids, key=len)
-        halves = (
-            rows[: len(rows) // 2],
-            rows[len(rows) // 2 :],
-        )  # short ones, long ones: less padding
-        batches = [tokenizer.pad({"input_ids": half}, return_tensors="pt").input_ids for half in halves]
-        # After 50 steps the first lesson skips the first answer: a random guess cannot be learned.
-        masks = [_answer_mask(ids, tokenizer, first=2 if reads and step > 50 else 1) for ids in batches]
-        answers, tokens = sum(mask.sum() for mask in masks), sum(map(len, rows)) - len(rows)
+        size, options = (32, skills) if first else (64, {})
+        dialogs = sorted((warm_start_dialog(draw, **options) for _ in range(size)), key=lambda d: len(str(d)))
+        halves = dialogs[: size // 2], dialogs[size // 2 :]  # short ones, long ones: less padding
+        batches = [tokenizer.apply_chat_template(half, **form) for half in halves]
+        answers, tokens = (
+            sum(b[key].sum() for b in batches) for key in ("assistant_masks", "attention_mask")
+        )
         total = 0.0
-        for ids, mask in zip(batches, masks, strict=True):  # (B, T), (B, T-1)
-            logits = model(ids[:, :-1]).logits  # (B, T-1, V)
-            losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")  # (B, T-1)
-            loss = losses[mask].sum() / answers  # ()
-            if reads:  # the tests show how programs behave: learning these tokens too takes far fewer dialogs
-                loss += 0.3 * losses[ids[:, 1:] != tokenizer.pad_token_id].sum() / tokens
+        for batch in batches:
+            logits = model(batch.input_ids[:, :-1]).logits  # (B, T-1, V)
+            losses = F.cross_entropy(
+                logits.transpose(1, 2), batch.input_ids[:, 1:], reduction="none"
+            )  # (B, T-1)
+            loss = losses[batch.assistant_masks[:, 1:] == 1].sum() / answers  # ()
+            if first:  # the tests show how programs behave: learning these tokens too takes far fewer dialogs
+                loss += 0.3 * losses[batch.attention_mask[:, 1:] == 1].sum() / tokens
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -344,7 +353,7 @@ def _warm_start(model: LlamaForCausalLM, tokenizer, draw: random.Random, lessons
         bar.set_postfix_str(f"loss {total:.3f}")
 
 
-def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600, 60)) -> Path:
+def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (900, 60)) -> Path:
     """The Hugging Face directory of the warm-started model; `lessons` are in steps.
 
     It is built if it is missing, or if it was taught other families, tokens or words of the prompts.
@@ -365,7 +374,6 @@ def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (600,
         intermediate_size=192,
         num_hidden_layers=3,
         num_attention_heads=4,
-        num_key_value_heads=4,
         max_position_embeddings=1024,
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},  # dialogs are short
         initializer_range=0.1,  # about 1 / sqrt(width): the usual 0.02 makes a narrow model learn slowly

@@ -1,6 +1,7 @@
 """The offline world: its splits have nothing in common, and every public test tells all programs apart."""
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,32 @@ SPLITS = ("train", "valid", "test")
 def test_the_world_has_its_size():
     assert len(toy.FAMILIES) >= 3
     assert sum(len(family.rules) for family in toy.FAMILIES) >= 40
-    assert all(len(set(family.programs())) == 30 for family in toy.FAMILIES)
+    assert all(len(set(family.programs())) == 320 for family in toy.FAMILIES)
+
+
+def test_programs_have_three_to_eight_lines_and_all_lengths_are_as_frequent():
+    lengths = Counter(p.answer.count("\n") for p in toy.problems("train"))
+    assert sorted(lengths) == [3, 4, 5, 6, 7, 8]
+    assert min(lengths.values()) > 1200 / 6 * 0.8
+
+
+def test_a_told_problem_has_all_lines_but_the_first_in_its_statement_and_no_other_has():
+    for problem in toy.problems("test"):
+        told = problem.answer.split("\n", 1)[1] in problem.statement
+        assert told == (toy.TOLD in problem.statement) == (problem.group == "told")
+
+
+def test_a_hard_coded_program_passes_the_public_test_and_not_the_private_ones(sandbox):
+    problems = toy.problems("test")[::8]
+    families = {family.statement: family for family in toy.FAMILIES}
+    programs = [toy._hard_coded(p, families[p.statement.split("\n")[0]]) for p in problems]
+    jobs = [
+        Job(code, p.public_tests + p.private_tests, p.limits)
+        for p, code in zip(problems, programs, strict=True)
+    ]
+    for results in sandbox.run(jobs):
+        verdicts = [result.verdict == Verdict.PASSED for result in results]
+        assert verdicts[0] and not all(verdicts[1:])
 
 
 def test_no_input_stands_in_two_splits():
@@ -27,17 +53,18 @@ def test_training_sees_neither_new_rules_nor_new_combinations():
     rl = {p.answer for s in ("train", "valid") for p in toy.problems(s)}
     test = {
         group: {p.answer for p in toy.problems("test") if p.group == group}
-        for group in ("seen", "new combination", "new rule")
+        for group in ("seen", "new combination", "new rule", "told")
     }
-    assert test["seen"] <= rl and not test["new combination"] & rl and not test["new rule"] & rl
+    assert not test["new combination"] & rl and not test["new rule"] & rl
     rules = {program.split("\n")[1] for program in rl}
-    assert {program.split("\n")[1] for program in test["new combination"]} <= rules
+    for group in ("seen", "new combination", "told"):
+        assert {program.split("\n")[1] for program in test[group]} <= rules
     assert not {program.split("\n")[1] for program in test["new rule"]} & rules
 
 
 def test_each_public_test_tells_the_answer_and_no_private_test_is_public():
     for problem in toy.problems("test"):
-        (family,) = (f for f in toy.FAMILIES if f.statement == problem.statement)
+        (family,) = (f for f in toy.FAMILIES if f.statement == problem.statement.split("\n")[0])
         for test in problem.public_tests:
             fitting = [p for p in family.programs() if outputs_match(toy._output(p, test.input), test.output)]
             assert fitting == [problem.answer]
@@ -55,7 +82,7 @@ def test_the_sandbox_agrees_with_the_answers(sandbox):
 def test_the_warm_start_shows_the_feedback_that_the_sandbox_gives(sandbox):
     problem = toy.problems("train")[0]
     for program in (*problem.incorrect_solutions, problem.answer, problem.answer.split("\n", 1)[1]):
-        ours = toy._results(program, problem)
+        ours = [toy._result(program, test) for test in problem.public_tests]
         (theirs,) = sandbox.run([Job(program, problem.public_tests, problem.limits)])
         assert [(r.verdict, r.traceback) for r in ours] == [(r.verdict, r.traceback) for r in theirs]
         if ours[0].verdict != Verdict.EXCEPTION:
