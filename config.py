@@ -162,23 +162,22 @@ def parse_config(arguments: Sequence[str] | None = None) -> Config:
         text = f"{entry.metadata['help']} (default: {entry.default!r})".replace("%", "%%")
         parser.add_argument(f"--{entry.name}", default=argparse.SUPPRESS, help=text, **kind)
     given = vars(parser.parse_args(arguments))
-    given = PRESETS[given.pop("preset") or "toy"] | given
-    if "resume" in given:
-        given = _resumed(given)
+    preset = PRESETS[given.pop("preset") or "toy"]
+    given = _resumed(given, preset) if "resume" in given else preset | given
     config = replace(Config(), **given)
     check(config)
     return config
 
 
-def _resumed(given: dict) -> dict:
-    """The settings of the run to resume, with those flags that may differ."""
+def _resumed(given: dict, preset: dict) -> dict:
+    """The settings of the run to resume, with those flags that may differ; a preset must agree with them."""
     path = Path(given["resume"]) / "config.json"
     try:
         stored = {**json.loads(path.read_text())}
     except (OSError, TypeError, ValueError) as error:
         told = f"{path} cannot be read as the settings of a run: {error}"
         raise ValueError(f"--resume {given['resume']}: this is no run, {told}") from error
-    changed = {name: value for name, value in given.items() if name not in MAY_CHANGE}
+    changed = {name: value for name, value in (preset | given).items() if name not in MAY_CHANGE}
     wrong = [f"{n} {stored.get(n)!r}, now {v!r}" for n, v in changed.items() if stored.get(n) != v]
     wrong += [f"{name}, which is no setting" for name in stored if name not in asdict(Config())]
     if wrong:

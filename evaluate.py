@@ -9,7 +9,8 @@ Paper: n@k in section 3.1, behaviour in figures 3 and 4. A sample is one respons
 counts as L samples, so n@k draws floor(k / L) rollouts. The directory of a run has `episodes.jsonl` (one
 *record* per line; all measures are pure functions of records), `settings.json` (what was sampled),
 `summary.json` and, with matplotlib, the pictures of `tools/plots.py`. Calling it again continues a run that
-was stopped, with the same result, because a rollout's noise depends on (seed, index) only.
+was stopped, with the same result (another --batch_rows changes rounding), because a rollout's noise depends
+on (seed, index) only.
 
 Differs: standard errors are over problems, and random feedback comes from problems of the same split. Not
 here: several devices.
@@ -203,7 +204,8 @@ def _sample(model, chat, problems, sandbox, settings, rollouts, about, directory
     path, records = directory / "episodes.jsonl", []
     if path.exists():
         old, records = read_run(directory)
-        other = [f"{key} {old.get(key)!r}, now {about[key]!r}" for key in about if old.get(key) != about[key]]
+        fixed = [key for key in about if key != "batch_rows"]  # where memory is short, fewer go on
+        other = [f"{key} {old.get(key)!r}, now {about[key]!r}" for key in fixed if old.get(key) != about[key]]
         if records and other:
             raise ValueError(f"{directory} holds rollouts with {'; '.join(other)}: give another --output")
     schedule, chunk = list(problems) * rollouts, 2 * settings.batch_rows

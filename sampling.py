@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.functional import pad
 from transformers import AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
-from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.masking_utils import causal_mask_function, eager_mask, sdpa_mask
 from transformers.modeling_outputs import ModelOutput
 
 from distributed import as_forward
@@ -75,7 +75,7 @@ class RaggedCache:
         return self.span, 0  # how many keys a mask is for, and the position of the first
 
     def get_query_offset(self, *_layer) -> torch.Tensor | int:
-        # What `_mask_by_row` receives. Empty rows all begin at 0, as without a cache: then transformers can
+        # What `_by_row` receives. Empty rows all begin at 0, as without a cache: then transformers can
         # leave the causal mask out, which is faster.
         return 0 if self.empty else self.positions
 
@@ -89,31 +89,24 @@ class RaggedCache:
             store[moved, :, :length] = store[origins, :, :length]
 
 
-def _mask_by_row(q_offset=0, kv_length=0, mask_function=None, dtype=torch.float32, **other) -> torch.Tensor:
-    """transformers' sdpa mask; with a RaggedCache, `mask_function` is applied at each row's own positions.
+def _by_row(make_mask: Callable) -> Callable:
+    """transformers' `sdpa_mask` or `eager_mask`, which take a RaggedCache's positions as `q_offset` too."""
 
-    Returns: (n, 1, new, span), True where a token may attend.
-    """
-    if not isinstance(q_offset, torch.Tensor) or q_offset.ndim < 2:
-        return sdpa_mask(
-            q_offset=q_offset, kv_length=kv_length, mask_function=mask_function, dtype=dtype, **other
-        )
-    places = torch.arange(kv_length, device=q_offset.device)[None, None, None]  # (1, 1, 1, span)
-    rows = torch.arange(len(q_offset), device=q_offset.device)[:, None, None, None]  # (n, 1, 1, 1)
-    visible = mask_function(rows, rows.new_zeros(1), q_offset[:, None, :, None], places)  # broadcasts
-    return visible.expand(len(q_offset), 1, q_offset.shape[1], kv_length)  # (n, 1, new, span)
+    def make(q_offset=0, mask_function=causal_mask_function, **options) -> torch.Tensor | None:
+        if not isinstance(q_offset, torch.Tensor) or q_offset.ndim < 2:
+            return make_mask(q_offset=q_offset, mask_function=mask_function, **options)
 
+        def at_positions(row, head, query, key) -> torch.Tensor:  # query: which of the row's new tokens
+            return mask_function(row, head, q_offset[row, query], key)
 
-def _float_mask_by_row(q_offset=0, dtype=torch.float32, **other) -> torch.Tensor:
-    """The same for eager attention, which adds the mask to its scores."""
-    if not isinstance(q_offset, torch.Tensor) or q_offset.ndim < 2:
-        return eager_mask(q_offset=q_offset, dtype=dtype, **other)
-    visible = _mask_by_row(q_offset, **other)  # (n, 1, new, span)
-    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)  # (n, 1, new, span)
+        options |= {"allow_is_causal_skip": False, "use_vmap": False}
+        return make_mask(mask_function=at_positions, **options)  # (n, 1, new, span)
+
+    return make
 
 
-AttentionMaskInterface.register("sdpa", _mask_by_row)
-AttentionMaskInterface.register("eager", _float_mask_by_row)
+AttentionMaskInterface.register("sdpa", _by_row(sdpa_mask))
+AttentionMaskInterface.register("eager", _by_row(eager_mask))
 
 
 @functools.cache  # as it is asked in every decoding step

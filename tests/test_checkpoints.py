@@ -233,3 +233,13 @@ def test_what_only_moves_memory_and_speed_may_change_on_resume(tmp_path):
     assert (changed.batch_rows, changed.microbatch_tokens, changed.logits_chunk) == (7, 4096, 99)
     with pytest.raises(ValueError, match="was started with turn_limit 3, now 2"):
         parse_config(["--resume", str(tmp_path), "--turn_limit", "2"])
+
+
+def test_a_preset_that_is_named_again_on_resume_resets_nothing_that_the_run_had_changed(tmp_path):
+    config = parse_config("--preset 8b --iterations 7 --batch_rows 5 --device cpu".split())
+    (tmp_path / "config.json").write_text(json.dumps({**vars(config)}))
+    resumed = parse_config(["--preset", "8b", "--resume", str(tmp_path)])
+    assert (resumed.iterations, resumed.batch_rows) == (7, 5)
+    (tmp_path / "config.json").write_text(json.dumps({**vars(config), "max_new_tokens": 48}))
+    with pytest.raises(ValueError, match="was started with max_new_tokens 48, now 1024"):
+        parse_config(["--preset", "8b", "--resume", str(tmp_path)])

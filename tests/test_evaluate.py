@@ -334,6 +334,14 @@ def test_settings_that_disagree_with_the_file_are_refused_by_name(tmp_path, monk
     assert "seed" not in str(refused.value)
 
 
+def test_a_run_that_ran_out_of_memory_goes_on_with_fewer_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "rollout", fake_rollout)
+    sample_into(tmp_path, 2, ABOUT | {"batch_rows": 2})
+    _, sampled = sample_into(tmp_path, 4, ABOUT | {"batch_rows": 1})
+    assert sampled == list(range(4, 12))
+    assert json.loads((tmp_path / "settings.json").read_text())["batch_rows"] == 1
+
+
 def test_settings_of_a_call_that_sampled_nothing_bind_nobody(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "rollout", fake_rollout)
     (tmp_path / "episodes.jsonl").write_text("")

@@ -36,8 +36,9 @@ def write(run: Path) -> Path:
         "test": {when: result.get(when) for when in ("before", "after")},
     }
     template, target = Path(__file__).with_suffix(".html").read_text(), run / "episodes.html"
-    target.write_text(template.replace("DATA", json.dumps(data).replace("<", "\\u003c")))
-    return target
+    beside = target.with_suffix(".partial")
+    beside.write_text(template.replace("DATA", json.dumps(data).replace("<", "\\u003c")))
+    return beside.replace(target)
 
 
 def as_text(record: dict) -> str:
