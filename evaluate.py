@@ -137,7 +137,8 @@ def record(episode: Episode) -> dict:
 def dialog_statistics(records: Sequence[dict], turn_limit: int) -> dict:
     """What training logs about the sampled dialogs: shares of the rollouts, or of the responses.
 
-    `repeats` is the share of the responses after feedback that have the same text as the one before.
+    `repeats` is the share of the responses after feedback that have the same text as the one before,
+    `false_positives` the share not solved of the rollouts that pass the public tests.
     """
     turns = [turn for entry in records for turn in entry["turns"]]
     texts = [[message["content"] for message in entry["dialog"][1::2]] for entry in records]
@@ -147,6 +148,8 @@ def dialog_statistics(records: Sequence[dict], turn_limit: int) -> dict:
             _mean(entry["solved"] and len(entry["turns"]) <= limit for entry in records)
             for limit in range(1, turn_limit + 1)
         ],
+        "public_passed": _mean(entry["public_passed"] for entry in records),
+        "false_positives": _mean(not entry["solved"] for entry in records if entry["public_passed"]),
         "invalid_code": _mean(turn["code"] is None for turn in turns),
         "truncated_responses": _mean(turn["truncated"] for turn in turns),
         "truncated_dialogs": _mean(entry["truncated"] for entry in records),
@@ -159,8 +162,7 @@ def summarise(records: Sequence[dict], turn_limit: int) -> dict:
     """All statistics of some rollouts, as plain JSON: `dialog_statistics` and more.
 
     `outcomes`, `transitions` (from one response to the next) and `chrf_histogram` (ten bins) are counts.
-    `recovered` is the share solved of the rollouts whose first response failed, `false_positives` the share
-    not solved of those that pass the public tests.
+    `recovered` is the share solved of the rollouts whose first response failed.
     """
     turns = [turn for entry in records for turn in entry["turns"]]
     pairs = [pair for entry in records for pair in pairwise(entry["turns"])]
@@ -172,9 +174,7 @@ def summarise(records: Sequence[dict], turn_limit: int) -> dict:
     groups = sorted({entry["group"] for entry in records})
     return dialog_statistics(records, turn_limit) | {
         "rollouts": len(records),
-        "public_passed": _mean(entry["public_passed"] for entry in records),
         "by_group": {group: _mean(e["solved"] for e in records if e["group"] == group) for group in groups},
-        "false_positives": _mean(not entry["solved"] for entry in records if entry["public_passed"]),
         "outcomes": {f"turn {t}": {kind: of[kind] for kind in OUTCOMES} for t, of in enumerate(outcomes, 1)},
         "transitions": {a: {b: transitions[a, b] for b in OUTCOMES} for a in OUTCOMES[:-1]},
         "recovered": _mean(e["solved"] for e in records if e["turns"][0]["outcome"] != "passed"),

@@ -47,7 +47,10 @@ BASE, BASE_OF_FIVE = ROOT / "runs" / "toy-base", ROOT / "runs" / "toy-base-5"
 # no response is truncated and no test is an assert: "truncated given an end", "passed tests left out".
 RECORDED = {
     "e1_tokens": ("feedback too", "end token lost", "off by one"),
-    "e2_returns": ("leak over episodes", "-0.2 on the last turn too", "reward on every turn", "KL left out"),
+    "e2_returns": (
+        *("leak over episodes", "-0.2 on the last turn too", "reward on every turn", "KL left out"),
+        "public tests only",
+    ),
     "e3_kl": ("product", "one mean over the batch", "sign", "masked tokens in the mean"),
     "e4_critic": ("first token", "last token of the response", "a value a token", "unclipped"),
     "e5_policy_loss": ("ratio always 1", "gradient through w", "clip on one side", "mean a sequence"),
@@ -60,7 +63,7 @@ FIFTH = toy.Family(
     separator="/",
     read='a, b, c = input().split("/")',
     rules=tuple(f"t = {x} + {y}" for x in "abc" for y in "abc") + ("t = c + b + a",),
-    shows=("print(t)", 'print(t + "?")', 'print("#" + t)'),
+    show="print(t)",
 )
 
 
