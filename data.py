@@ -180,6 +180,7 @@ def make_job(
         entry_point=problem.entry_point,
         setup=problem.setup,
         stop_at_first_failure=stop_at_first_failure,
+        name=problem.name,
     )
 
 

@@ -28,7 +28,7 @@ from chat import Chat
 from config import Config
 from data import Problem
 from distributed import as_forward, empty_copy, gather, load_model, rank, share, total
-from rollout import Episode, RolloutSettings, Turn, fitting, rollout, too_long
+from rollout import Episode, RolloutSettings, Turn, check_others, fitting, rollout, too_long
 from sandbox import Sandbox, TestResult, Verdict
 from sources import load_problems, one_for_all_splits, select
 from value_head import trunk_of, use_float32_logits
@@ -62,6 +62,8 @@ def load_splits(config: Config, chat: Chat) -> list[Sequence[Problem]]:
                 print(f"left out: {message}", file=sys.stderr)
             problems = select(problems, places)
         splits.append(problems)
+    if splits[2] or config.feedback == "random":  # the table before and after has random feedback too
+        check_others(splits[0])
     return splits
 
 

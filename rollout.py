@@ -200,6 +200,13 @@ def _same(one: Problem, other: Problem) -> bool:
     return (one.answer or one.name) == (other.answer or other.name)
 
 
+def check_others(problems: Sequence[Problem]) -> None:
+    """Raises: ValueError if random feedback cannot come from these problems."""
+    if all(_same(problems[0], problem) for problem in problems):
+        wanted = "it needs problems with two different answers"
+        raise ValueError(f"random feedback comes from another problem: {wanted}")
+
+
 def _start_tests(dialog: _Dialog, chat: Chat, sandbox: Sandbox, settings: RolloutSettings, others) -> None:
     """Read the code out of the response and start its public tests."""
     episode, turn = dialog.episode, dialog.episode.turns[-1]
@@ -285,10 +292,8 @@ def rollout(
     """
     check_feedback(settings.feedback)
     others = feedback_problems or problems
-    if settings.feedback == "random" and all(_same(others[0], problem) for problem in others):
-        raise ValueError(
-            "random feedback comes from another problem: it needs problems with two different answers"
-        )
+    if settings.feedback == "random":
+        check_others(others)
     chat = as_chat(chat)
     dialogs = _new_dialogs(problems, chat, settings, seed, first_index)
     ends, cache, step = stop_ids(chat), RaggedCache(settings.context), 0

@@ -97,6 +97,7 @@ class Job:
     entry_point: str = ""  # assert tests: the function under test
     setup: str = ""  # assert tests: trusted code for the judge
     stop_at_first_failure: bool = False  # leave out the results after the first test that fails
+    name: str = ""  # of its problem, for messages
 
 
 def outputs_match(got: str, expected: str) -> bool:
@@ -156,6 +157,8 @@ def run_job(client: Client, job: Job) -> list[TestResult]:
                     break
         except BaseException as error:  # a late reply of these servers is no answer to another test
             client.kill_servers()
+            if isinstance(error, ValueError):
+                raise ValueError(f"{job.name}: {error}") from error
             if not isinstance(error, (OSError, EOFError)):
                 raise
             stuck += 1

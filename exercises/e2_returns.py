@@ -54,17 +54,8 @@ WRONG = {  # each returns (N,)
     "-0.2 on the last turn too": with_rewards(lambda r, all, last, valid: r - 0.2 * (last and not valid)),
     "reward on every turn": with_rewards(lambda r, all, last, valid: all if last or valid else r),
     "KL left out": lambda es, kl, beta, gamma: summed(reward(es), rows(es), gamma),
-    "-0.2 instead of -1": with_rewards(lambda r, all, last, valid: r if valid else -0.2),
-    "0 for a failure": with_rewards(lambda r, all, last, valid: max(r, 0.0) if last else r),
     "KL of its own turn only": lambda es, kl, beta, gamma: summed(reward(es), rows(es), gamma) - beta * kl,
     "KL added": lambda es, kl, beta, gamma: ours(es, -kl, beta, gamma),
-    "KL of the first dialog": lambda es, kl, *rest: ours(
-        es, torch.cat([kl[: len(e.turns)] for e in es]), *rest
-    ),
-    "gamma left out": lambda es, kl, beta, gamma: ours(es, kl, beta, 1.0),
-    "sum of the past": lambda es, kl, beta, gamma: summed(
-        (reward(es) - beta * kl).flip(0), rows(es).flip(0), gamma
-    ).flip(0),
     "public tests only": lambda es, *rest: ours([replace(e, solved=e.public_passed) for e in es], *rest),
 }
 UNSOLVED, SOLVED = episode([(2, 4), (6, 8), (10, 12)], "nyn"), episode([(2, 4), (6, 8)], "ny", solved=True)

@@ -55,10 +55,8 @@ WRONG = {  # each returns ()
     "clip without min": lambda p, old, b, A, turn, e: -(ratio(p, old, b).clamp(1 - e, 1 + e) * A).mean(),
     "without w": lambda p, old, b, A, turn, e: ours(p, old, p, A, turn, e),
     "w not capped": with_ratio(lambda p, old, b: (p - old).exp() * (p - b).exp().detach()),
-    "w of pi_old": with_ratio(lambda p, old, b: (p - old).exp() * (old - b).exp().clamp(max=1)),
     "ratio to pi_b": with_ratio(lambda p, old, b: (p - b).exp()),
     "sign": lambda *given: -ours(*given),
-    "each token": lambda p, old, b, A, turn, e: loss(p, old, b, A, e),
     "sum": lambda p, *rest: ours(p, *rest) * len(p),
 }
 NEW, OLD = torch.tensor([[-0.5, -1.0, -0.2, -0.9, -0.4, -1.6], [-1.0, -0.6, -0.3, -0.5, -0.8, -1.2]])  # (R,)

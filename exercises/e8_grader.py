@@ -8,17 +8,11 @@ Paper: nothing on this. Read first: the docstring of sandbox.py. About 30 minute
 Check: python exercises/e8_grader.py
 """
 
-import multiprocessing
-import os
 import secrets
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from classroom import SENTENCES, main
+from classroom import ROOT, SENTENCES, main, verdict_of
 
 HARNESS = """
 import contextlib, io, sys
@@ -72,30 +66,6 @@ HONEST = (
 )
 
 
-def quiet(directory: str) -> None:
-    """For the grader's process: work in an empty directory, and print nothing."""
-    os.chdir(directory)
-    for standard in range(3):
-        os.dup2(os.open(os.devnull, os.O_RDWR), standard)
-
-
-def verdict_of(grade, program: str) -> bool | str:
-    """The grader's verdict; a text if there is none. In a process that the program may be able to end."""
-    fork = multiprocessing.get_context("fork")
-    with TemporaryDirectory() as directory, ProcessPoolExecutor(1, fork, quiet, (directory,)) as pool:
-        try:
-            verdict = pool.submit(grade, program, TESTS).result(timeout=12)
-        except (BrokenProcessPool, SystemExit):
-            return SAY["ended"]
-        except TimeoutError:
-            return SAY["waits"]
-        except NotImplementedError:
-            raise
-        except Exception as error:
-            return f"It raised {type(error).__name__}: {error}"
-    return verdict if isinstance(verdict, bool) else f"It returned {verdict!r}, not True or False."
-
-
 def check(forgery=forgery, grade=grade) -> str | None:
     programs = {believes: forgery(believes) for believes in BELIEFS}
     for believes, program in programs.items():
@@ -106,12 +76,12 @@ def check(forgery=forgery, grade=grade) -> str | None:
             return f"This program for {believes!r} solves the problem, so it is no forgery:\n{program}"
     if len(set(programs.values())) < len(BELIEFS):
         return "Two of the forgeries are the same program: find three ways."
-    for program in HONEST:
-        if (verdict := verdict_of(grade, program)) is not True:
+    for program in HONEST:  # twice, because a busy machine may make one slow
+        if (verdict := verdict_of(grade, program, TESTS) or verdict_of(grade, program, TESTS)) is not True:
             return f"This program is right:\n{program}\n{verdict or 'Your grader says that it is not.'}"
-    hidden = Path(__file__).with_name("forgeries.txt").read_text()  # reading it would spoil the exercise
+    hidden = (ROOT / "exercises" / "forgeries.txt").read_text()  # reading it would spoil the exercise
     for word, _, program in (entry.partition("\n") for entry in hidden.split("\n#### ")[1:]):
-        if (verdict := verdict_of(grade, program)) is not False:
+        if (verdict := verdict_of(grade, program, TESTS)) is not False:
             return f"A program gets past your grader. {SAY[word] if verdict is True else verdict}"
     return None
 

@@ -22,7 +22,7 @@ import threading
 import traceback
 import types
 
-from isolation.messages import SHOWN, cut, pack, packed_text, receive, send
+from isolation.messages import SETUP_FAILS, SHOWN, cut, pack, packed_text, receive, send
 
 CHANGED = (list, dict, set)  # arguments whose changes by a call a test sees
 STREAM = io.IOBase.__mro__[1]  # an ordinary class: isinstance with the abstract one costs a child pages
@@ -143,14 +143,18 @@ def error_like(reply: dict) -> CandidateError:
     return error
 
 
+class SetupError(Exception):
+    """The set-up of the tests fails, before there is an answer of the program."""
+
+
 class Other:
-    """An answer that is equal to everything, or to nothing."""
+    """An answer that is equal to everything, or only to itself."""
 
     def __init__(self, equal: bool) -> None:
         self.equal = equal
 
     def __eq__(self, other: object) -> bool:
-        return self.equal
+        return self.equal or other is self
 
 
 # A test that passes with each of these as the answer to all of its calls compares no answer.
@@ -170,7 +174,8 @@ class OtherFunction:
         change(given, [type(value)({object(): 0}) if type(value) in CHANGED else value for value in given])
         if isinstance(self.answer, CandidateError):
             raise self.answer
-        return self.answer
+        # A test may compare two answers, but not one with itself.
+        return copy.copy(self.answer) if isinstance(self.answer, Other) else self.answer
 
 
 class Judge:
@@ -182,12 +187,15 @@ class Judge:
         self.others = [*OTHERS]
         self.call = self.got = self.expected = ""  # the last call, as a result shows it
 
-    def run(self, setup: types.CodeType, test: types.CodeType, function: object) -> None:
+    def run(self, setup: str | types.CodeType, test: types.CodeType, function: object) -> None:
         """Run a set-up and a test as one script; this is the function under test."""
         script = sys.modules["__main__"] = types.ModuleType("__main__")
         solution = sys.modules["solution"] = types.ModuleType("solution")  # a test may import it
         script._compare = self.compare
-        exec(setup, vars(script))
+        try:
+            exec(compile_test(setup, self.entry_point) if isinstance(setup, str) else setup, vars(script))
+        except BaseException as error:
+            raise SetupError(traceback.format_exception_only(error)[-1].strip()) from error
         setattr(solution, self.entry_point, function)
         vars(script).update(dict.fromkeys(("candidate", self.entry_point), function))
         try:
@@ -204,7 +212,7 @@ class Judge:
             self.got, self.expected = shown(got), shown(expected)
         return same
 
-    def passes_with_others(self, setup: types.CodeType, test: types.CodeType) -> bool:
+    def passes_with_others(self, setup: str | types.CodeType, test: types.CodeType) -> bool:
         """Whether a test, which has passed, also passes with all other answers."""
         self.calls.shutdown(socket.SHUT_RDWR)  # the program has done its part, and its time is limited
         signal.signal(signal.SIGALRM, lambda *_: self.end("passed"))  # it may wait for the right answer
@@ -272,7 +280,6 @@ def judge(setup: str | types.CodeType, test: str, calls: socket.socket, about: d
     sys.stdout = sys.stderr = open(os.devnull, "w")
     judge = Judge(calls, about)
     try:
-        setup = compile_test(setup, judge.entry_point) if isinstance(setup, str) else setup
         test = compile_test(test, judge.entry_point)
         judge.run(setup, test, judge.candidate)
         if not judge.compared and judge.passes_with_others(setup, test):
@@ -282,5 +289,7 @@ def judge(setup: str | types.CodeType, test: str, calls: socket.socket, about: d
         judge.end("wrong answer")
     except CandidateError as error:
         judge.end("out of memory" if isinstance(error, MemoryError) else "exception", error.trace)
+    except SetupError as error:
+        judge.end(SETUP_FAILS, str(error))
     except BaseException as error:  # the test's code could not work with the values that it got
         judge.end("exception", "".join(traceback.format_exception_only(error))[-SHOWN:])

@@ -108,6 +108,9 @@ def test_a_wrong_value_is_named_with_file_line_and_column(tmp_path, changed, tol
         "x = f(1)",
         "assert g(1) == 2",
         "check(f)",
+        "x = f(1)\nassert x == x",
+        "assert f(1) == f(1)",
+        "assert len(f(1)) <= len(f(1))",
     ],
 )
 def test_a_test_that_compares_nothing_is_refused(tmp_path, test):
@@ -132,6 +135,8 @@ def test_a_test_that_compares_nothing_is_refused(tmp_path, test):
         "assert all(map(f, [1, 2]))",
         "same(f(1), 2)",
         "import solution\nassert solution.f(1) == 2",
+        "assert f(2, 3) == f(3, 2)",
+        "x = f(1)\nassert f(x) == x",
     ],
 )
 def test_a_test_that_compares_in_another_form_is_taken(test):
@@ -513,3 +518,13 @@ def test_one_file_for_all_splits_is_told_and_a_holdout_ends_it(tmp_path, tokeniz
     parts = load_splits(replace(config, holdout=0.4), tokenizer)
     assert sum(map(len, parts)) == len({problem.name for part in parts for problem in part}) == 40
     assert capsys.readouterr().out == ""
+
+
+def test_random_feedback_without_another_answer_is_refused_when_problems_are_loaded(tmp_path, tokenizer):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(OWN) + "\n")
+    config = Config(model="any", problems=str(path), valid_split="", test_split="")
+    assert len(load_splits(config, tokenizer)[0]) == 1
+    for needs in ({"test_split": "test"}, {"feedback": "random"}):  # the table before and after has it too
+        with pytest.raises(ValueError, match="it needs problems with two different answers"):
+            load_splits(replace(config, **needs), tokenizer)

@@ -761,6 +761,9 @@ def test_the_bound_of_a_result_follows_the_memory_limit(sandbox):
         "try:\n  assert f(1) == 2\nexcept AssertionError: pass",
         "import contextlib\nwith contextlib.suppress(Exception): assert f(1) == 2",
         "import sys\nf(1)\nsys.exit(0)",
+        "x = f(1)\nassert x == x",
+        "x = f(1)\ny = x\nassert not x != y",
+        "x = f(1)\nassert x in [x]",
     ],
 )
 def test_a_test_that_compares_no_answer_is_not_passed(sandbox, test):
@@ -768,6 +771,27 @@ def test_a_test_that_compares_no_answer_is_not_passed(sandbox, test):
         setup += "\ndef equal(a, b):\n  assert a == b"
         ((result,),) = sandbox.run([Job("def f(x): return 1", (AssertTest(test),), SHORT, "f", setup)])
         assert result.verdict == Verdict.EXCEPTION and "compares nothing" in result.traceback
+
+
+@pytest.mark.parametrize(
+    "test",
+    ["assert f(f(1)) == 1", "x = f(1)\ny = f(x)\nassert x == y", "x = f([2, 1])\nassert sorted(x) == [1, 2]"],
+)
+def test_a_property_of_answers_is_a_comparison(sandbox, test):
+    ((result,),) = sandbox.run([Job("def f(x): return x", (AssertTest(test),), SHORT, "f")])
+    assert result.verdict == Verdict.PASSED
+
+
+@pytest.mark.parametrize("setup", ["import nothing_installed", "1 / 0", "def g(:", "raise SystemExit"])
+@pytest.mark.parametrize("count", [1, 4])  # without and with a zygote
+def test_a_set_up_that_fails_is_no_verdict_on_the_program(sandbox, setup, count):
+    job = Job(
+        "def f(x): return x", (AssertTest("assert f(1) == 1"),) * count, SHORT, "f", setup, name="mine/7"
+    )
+    with pytest.raises(ValueError, match="^mine/7: the set-up of the tests fails, whatever the program is: "):
+        sandbox.run([job])
+    good = Job("def f(x): return x", (AssertTest("assert f(1) == 1"),), SHORT, "f")
+    assert sandbox.run([good])[0][0].verdict == Verdict.PASSED  # the worker goes on
 
 
 @pytest.mark.parametrize(
