@@ -89,6 +89,7 @@ class Episode:
     solved: bool  # the last response passes every test, public and private
     truncated: bool  # ended early because the dialog would not fit the context
     index: int  # of its random stream
+    private_verdicts: tuple[str, ...] = ()  # of the private tests that ran: none after the first that fails
 
 
 @dataclass(frozen=True)
@@ -340,7 +341,8 @@ def rollout(
     for dialog in dialogs:
         if dialog.private:
             began = time.perf_counter()
-            dialog.episode.solved = all(r.verdict == Verdict.PASSED for r in dialog.private.result())
+            dialog.episode.private_verdicts = tuple(r.verdict.value for r in dialog.private.result())
+            dialog.episode.solved = {*dialog.episode.private_verdicts} <= {Verdict.PASSED.value}
             dialog.episode.turns[-1].sandbox_seconds += time.perf_counter() - began
     bar.close()
     model.train(was_training)

@@ -232,6 +232,25 @@ def in_browser(page: Path) -> str:
     return ran.stdout
 
 
+@pytest.mark.parametrize(
+    ("public", "verdicts", "told"),
+    [
+        (False, (), "3, not run, because the public tests did not pass"),
+        (True, ("passed",) * 3, "3 passed"),
+        (True, ("passed", "timeout"), "1 passed, number 2 timeout, 1 not run"),
+    ],
+)
+def test_private_tests_are_told_with_their_verdicts(tokenizer, public, verdicts, told):
+    problem = toy.problems("test")[0]
+    ids = tokenizer.encode("?!")
+    turns = [Turn(1, 2, [0.0], code="print()", results=[TestResult(Verdict.PASSED)])]
+    solved = len(verdicts) == 3
+    record = describe(Episode(problem, ids, turns, public, solved, False, 0, verdicts), tokenizer, {})
+    assert record["private"] == told
+    record["turns"][0] |= {"numbers": {}, "tokens": {"text": ["!"], "ratio": [1.0]}}
+    assert as_text(record | {"iteration": 1}).endswith(f"private tests: {told}\n\n\n")
+
+
 # What a reader does: choose an outcome and a colour, touch a token. Then the frame's owner gets the document.
 READER = """<script>
 const [iteration, result, colour] = document.querySelectorAll("#controls select");

@@ -159,6 +159,7 @@ def test_a_wrong_program_is_told_what_was_expected_and_a_right_one_ends_the_epis
     episode = one_dialog(monkeypatch, model, tokenizer, sandbox, ["no code", wrong, right])
     assert [turn.outcome for turn in episode.turns] == ["no valid code", "wrong answer", "passed"]
     assert episode.solved and episode.public_passed
+    assert episode.private_verdicts == ("passed",) * len(problem.private_tests)
     for test in problem.public_tests:
         assert test.input.strip() in episode.turns[1].feedback
         assert f"Expected output:\n{test.output.strip()}\n" in episode.turns[1].feedback
@@ -174,6 +175,7 @@ def test_a_program_that_knows_the_public_outputs_is_not_solved(monkeypatch, mode
         monkeypatch, model, tokenizer, sandbox, [f"```python\nprint({known}.get(input()))\n```"]
     )
     assert episode.public_passed and not episode.solved and len(episode.turns) == 1
+    assert episode.private_verdicts == ("wrong answer",)  # they stop at the first that fails
 
 
 def test_random_feedback_is_of_another_problem_and_none_says_nothing(monkeypatch, model, tokenizer, sandbox):

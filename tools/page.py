@@ -53,6 +53,7 @@ def as_text(record: dict) -> str:
         parts.append(f"assistant, turn {number}, {turn['outcome']}:\n{''.join(turn['tokens']['text'])}")
         parts.append(f"{numbers}\ntokens and their ratios: {ratios}")
         parts += [f"user:\n{turn['feedback']}"] if turn["feedback"] else []
+    parts.append(f"private tests: {record['private']}")
     return "\n\n".join(parts) + "\n\n\n"
 
 

@@ -97,6 +97,16 @@ def rounded(vector: torch.Tensor) -> list[float]:
     return [round(number, 5) for number in vector.tolist()]
 
 
+def private_tests(episode: Episode) -> str:
+    """The verdicts of an episode's private tests, in words."""
+    count, ran = len(episode.problem.private_tests), episode.private_verdicts
+    if not episode.public_passed:
+        return f"{count}, not run, because the public tests did not pass"
+    if episode.solved:
+        return f"{count} passed"
+    return f"{len(ran) - 1} passed, number {len(ran)} {ran[-1]}, {count - len(ran)} not run"
+
+
 def describe(episode: Episode, tokenizer, numbers: dict) -> dict:
     """An episode as plain JSON. Args: numbers: from `numbers_of`; empty where nothing was trained."""
     problem, turns = episode.problem, []
@@ -109,7 +119,7 @@ def describe(episode: Episode, tokenizer, numbers: dict) -> dict:
         tokens = {"text": pieces(tokenizer, episode.ids[turn.start : turn.end])} | known["tokens"]
         about = {"outcome": turn.outcome, "tests": tests, "feedback": turn.feedback}
         turns.append(about | known | {"tokens": tokens})
-    names = {"problem": problem.name, "statement": first_message(problem)}
+    names = {"problem": problem.name, "statement": first_message(problem), "private": private_tests(episode)}
     return names | {"public_passed": episode.public_passed, "solved": episode.solved, "turns": turns}
 
 

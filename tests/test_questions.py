@@ -1,0 +1,91 @@
+"""The runs of benchmarks/questions.py: each changes what it says; the table is made of stored figures."""
+
+from collections import Counter
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import data
+import ppo
+import rollout
+import toy
+from benchmarks import questions
+from sandbox import TestResult, Verdict
+
+
+def entered(stack: ExitStack, name: str) -> dict:
+    settings, world, feedback = questions.changed(name)
+    for change in (*world, *feedback):
+        stack.enter_context(change)
+    return settings
+
+
+def test_the_table_is_made_of_the_stored_figures():
+    assert (questions.RESULTS / "table.md").read_text() == questions.table(questions.read_results())
+
+
+@pytest.mark.parametrize("public", [2, 3, 5])
+def test_a_problem_with_more_tests_has_them_on_different_inputs(public):
+    with ExitStack() as stack:
+        entered(stack, f"{public} of 6 tests are public")
+        for problem in toy.problems("valid")[:8]:
+            assert (len(problem.public_tests), len(problem.private_tests)) == (public, 6 - public)
+            tests = problem.public_tests + problem.private_tests
+            assert len({test.input for test in tests}) == 6
+            assert all(toy._output(problem.answer, test.input) == test.output for test in tests)
+
+
+def test_fewer_programs_are_those_with_fewer_marks():
+    family = toy.FAMILIES[0]
+    for name, count in (("10 programs a statement", 10), ("40 programs a statement", 40)):
+        with ExitStack() as stack:
+            entered(stack, name)
+            assert len(family.programs()) == count
+            some = Counter(toy._programs_of(family, "any", n)[0].count("\n") for n in range(3, 9))
+            assert len(some) == {10: 1, 40: 3}[count]
+
+
+MESSAGES = {
+    "verdict only": (["Wrong answer."], ["1 55", "EXPECTED", "GOT"]),
+    "without the expected output": (["1 55", "GOT"], ["EXPECTED", "Expected"]),
+    "each field cut to half": (["EXPE\n", "1 \n"], ["EXPECTED", "1 55"]),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_feedback_leaves_out_what_its_name_says(name):
+    test = toy.IoTest("1 55", "EXPECTED")
+    problem = SimpleNamespace(public_tests=(test,), preamble="", judging="tokens", entry_point="")
+    with ExitStack() as stack:
+        entered(stack, name)
+        message = data.feedback_message(problem, [TestResult(Verdict.WRONG_ANSWER, stdout="GOT")])
+    shown, hidden = MESSAGES[name]
+    assert all(text in message for text in shown) and not any(text in message for text in hidden)
+
+
+def test_feedback_is_random_as_often_as_asked(monkeypatch):
+    kinds, settings = [], rollout.RolloutSettings()
+    monkeypatch.setattr(rollout, "_start_tests", lambda *given: kinds.append(given[3].feedback))
+    monkeypatch.setattr(rollout, "_read_results", lambda *given: kinds.append(given[3].feedback))
+    dialog = SimpleNamespace(picks=np.random.default_rng(0))
+    with ExitStack() as stack:
+        entered(stack, "random with probability 0.25")
+        rollout._start_tests(dialog, None, None, settings, ())
+        for _ in range(1000):
+            rollout._read_results(dialog, None, None, settings)
+    assert kinds[0] == "random"  # another problem's tests are at hand
+    assert 200 < kinds[1:].count("random") < 300
+
+
+def test_public_rewards_believe_the_public_tests():
+    turn = rollout.Turn(1, 2, [0.0], code="print()")
+    passed = [
+        rollout.Episode(None, [0, 1], [turn], public_passed=public, solved=False, truncated=False, index=0)
+        for public in (True, False)
+    ]
+    with ExitStack() as stack:
+        entered(stack, "public tests only")
+        assert ppo.turn_rewards(passed).tolist() == [1, -1]
+    assert ppo.turn_rewards(passed).tolist() == [-1, -1]
