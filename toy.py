@@ -11,8 +11,8 @@ one token: reading needs recognition, but no arithmetic. A third of a million pa
 
 The model that RLEF starts from is trained on synthetic dialogs (the warm start), in two lessons. The first
 teaches skills: to write the program that a statement or feedback tells and, as a bad example, one that only
-prints the expected output. RL can then sample and reinforce them. The second teaches a habit that RLEF has to
-change: most answers are the family's first program, some are another guess or broken, few use a skill.
+prints the expected output. RL can then sample and reinforce them. The second teaches habits that RLEF has to
+change: most answers are the family's first program, or print the expected output, and few are right.
 
 RL sees only a part of the world. The test split has four groups: "seen" (rule and frame occur in RL, with
 other inputs), "new combination" (both occur, but never together), "new rule" (occurs only in the warm start,
@@ -279,7 +279,7 @@ def warm_start_dialog(
     draw: random.Random,
     turn_limit: int = 3,
     told: float = 0.1,
-    reading: float = 0.12,
+    reading: float = 0.2,
     hard_coded: float = 0.4,
     favourite: float = 0.75,
     faults: float = 0.1,
@@ -298,9 +298,9 @@ def warm_start_dialog(
     messages = [{"role": "user", "content": first_message(problem)}]
     for turn in range(turn_limit):
         skill, result, program = draw.random(), None, problem.answer
-        if feedback_tells and skill < hard_coded:
+        if feedback_tells and reading <= skill < reading + hard_coded:
             program = _hard_coded(problem, family)
-        elif skill >= hard_coded + reading or not (statement_tells or feedback_tells):
+        elif skill >= reading or not (statement_tells or feedback_tells):
             program = draw.choice(_programs_of(family, "any", draw.randint(3, 8)))
             if draw.random() < favourite:
                 program = _programs_of(family, "any", 3)[0]

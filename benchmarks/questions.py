@@ -3,19 +3,20 @@
 Each of RUNS changes one thing, trains with three seeds, and evaluates the last policy on the test problems:
 
     feedback      how much of its message, or how often a true one, does the model need?
-    reward        why are there private tests? Rewarded by the public tests only, or with more of them
+    reward        why are there private tests? Rewarded by one public test only, or by two
     difficulty    how many programs fit a statement?
     turn limit    how many answers, in training and in evaluation?
     budget        one dialog of three turns, or independent first answers of as many tokens?
 
 The runs are shorter than the main run (SETTINGS), with one process a run and one thread a process. After each
 run its figures go to `questions/results.jsonl`: call this again after a stop, and it goes on. Then it writes
-`questions/table.md` and, with matplotlib, a picture of each question; `--draw` only does that.
+`questions/table.md` and, with matplotlib, pictures: so does questions_report.py alone.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -39,42 +41,29 @@ import ppo  # noqa: E402
 import rollout  # noqa: E402
 import toy  # noqa: E402
 import train as loop  # noqa: E402
+from benchmarks.questions_report import (  # noqa: E402
+    DRAWS,
+    LIMITS,
+    RESULTS,
+    RUNS,
+    STARTS,
+    read_results,
+    report,
+)
 from checkpoints import write_whole  # noqa: E402
 from config import Config  # noqa: E402
 from data import Problem  # noqa: E402
 from distributed import load_model  # noqa: E402
-from evaluate import n_at_k, record, summarise  # noqa: E402
+from evaluate import record, summarise  # noqa: E402
 from sandbox import IoTest, Sandbox, Verdict  # noqa: E402
-from tools import plots  # noqa: E402
 
 SEEDS = (0, 1, 2)
 SETTINGS = dict(iterations=16, batch_episodes=128, minibatch_episodes=32, warmup_updates=4, device="cpu")
 SETTINGS |= dict(learning_rate=1e-3, value_learning_rate=1e-3, valid_split="", test_split="")
 UNWATCHED = dict(checkpoint_every=1000, show_every=1000)
-RESULTS, BASE = Path(__file__).with_suffix(""), ROOT / "runs" / "toy-base"
-RUNS = {  # question: its runs; "ours" belongs to all of them
-    "feedback": (
-        "verdict only",
-        "without the expected output",
-        "each field cut to half",
-        "random with probability 0.25",
-        "random with probability 0.5",
-        "random with probability 0.75",
-        "random with probability 1",
-    ),
-    "reward": (
-        "public tests only",
-        "2 of 6 tests are public",
-        "2 of 6 tests are public, public tests only",
-        "3 of 6 tests are public",
-        "5 of 6 tests are public",
-    ),
-    "difficulty": ("10 programs a statement", "40 programs a statement"),
-    "turn limit": ("turn limit 1", "turn limit 2", "turn limit 4", "turn limit 8"),
-}
-LIMITS = (1, 2, 3, 4, 8)  # turn limits of the evaluation, for the question of that name
-BY_LIMIT = ("start", "turn limit 1", "turn limit 2", "ours", "turn limit 4", "turn limit 8")
-DRAWS = 12  # independent first answers to each test problem, for the question of the budget
+BASE = ROOT / "runs" / "toy-base"
+# A start model whose answers after feedback are right less often, and then learn more slowly.
+BASE_READS_LESS, READING, LONGER = ROOT / "runs" / "toy-base-reads-less", 0.12, 28
 
 
 def public_rewards(episodes: Sequence[rollout.Episode]) -> torch.Tensor:
@@ -146,14 +135,16 @@ def changed(name: str) -> tuple[dict, list, list]:
     The last two are lists of context managers. All evaluations take place in the run's world, one of them
     with its feedback.
     """
-    settings, world, feedback = {}, [], []
+    settings, world, feedback = {"model": str(BASE)}, [], []
     words, _, number = name.rpartition(" ")
     if words == "turn limit":
         settings["turn_limit"] = int(number)
+    if "reads less" in name:
+        settings |= {"model": str(BASE_READS_LESS), "iterations": LONGER}
     if "public tests only" in name:
         world.append(patch.object(ppo, "turn_rewards", public_rewards))
-    if "of 6 tests" in name:
-        world.append(more_tests(int(name[0]), 6 - int(name[0])))
+    if found := re.search(r"(\d) of 6 tests", name):
+        world.append(more_tests(int(found[1]), 6 - int(found[1])))
     if "programs a statement" in name:
         world.append(fewer_programs({"10": 0, "40": 1}[name.split()[0]]))
     if words == "random with probability":
@@ -199,7 +190,7 @@ def run(name: str, seed: int, path: Path) -> None:
         for change in world:
             stack.enter_context(change)
         output = Path(directory) / "run"
-        common = SETTINGS | UNWATCHED | {"model": str(BASE), "seed": seed, "output": str(output)}
+        common = SETTINGS | UNWATCHED | {"seed": seed, "output": str(output)}
         config = Config(**common | settings)
         unseen = {"choose": lambda episodes: [], "page": SimpleNamespace(write=lambda path: None)}
         with ExitStack() as during, patch.multiple(loop, **unseen):
@@ -221,139 +212,16 @@ def run(name: str, seed: int, path: Path) -> None:
     write_whole(path, json.dumps(result))
 
 
-def run_start(path: Path) -> None:
-    """The figures of the start model, which is not trained."""
+def run_start(name: str, path: Path) -> None:
+    """The figures of a start model, which is not trained."""
     torch.set_num_threads(1)
-    config = Config(model=str(BASE), device="cpu")
-    kinds = {kind: evaluated(BASE, config, 0, kind, 3) for kind in ("true", "random")}
-    limits = {n: evaluated(BASE, config, 0, "true", n) for n in LIMITS}
-    draws = evaluated(BASE, config, 0, "true", 1, DRAWS)
-    result = {"run": "start", "seed": 0, "own": kinds["true"]} | kinds | {"by_limit": limits, "draws": draws}
+    base = BASE if name == "start" else BASE_READS_LESS
+    config = Config(model=str(base), device="cpu")
+    kinds = {kind: evaluated(base, config, 0, kind, 3) for kind in ("true", "random")}
+    limits = {n: evaluated(base, config, 0, "true", n) for n in LIMITS}
+    draws = evaluated(base, config, 0, "true", 1, DRAWS)
+    result = {"run": name, "seed": 0, "own": kinds["true"]} | kinds | {"by_limit": limits, "draws": draws}
     write_whole(path, json.dumps(result))
-
-
-def read_results() -> list[dict]:
-    path = RESULTS / "results.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def values(results: Sequence[dict], name: str, *keys: str | int) -> list[float]:
-    """A figure of each seed of a run, found by following `keys` from its result."""
-    found = [result for result in results if result["run"] == name]
-    for key in keys:
-        found = [of[key] for of in found]
-    return found
-
-
-def cell(numbers: Sequence[float], digits: int = 3) -> str:
-    spread = f" ±{pstdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
-    return f"{mean(numbers):.{digits}f}{spread}" if numbers else ""
-
-
-def pass_at(result: dict, answers: int) -> float:
-    """Share of the test problems of which at least one of so many independent first answers is right."""
-    return mean(
-        n_at_k(DRAWS, DRAWS, right, answers, answers) for right in result["draws"]["solved_of_problem"]
-    )
-
-
-def table(results: Sequence[dict]) -> str:
-    """The figures as Markdown: means over the seeds, and standard deviations."""
-    columns = {
-        "solved, feedback as in training": ("own", "solved"),
-        "true feedback": ("true", "solved"),
-        "random feedback": ("random", "solved"),
-        "first answer": ("own", "solved_by_turn", 0),
-        "first answer, told": ("own", "told_first"),
-        "passes public tests": ("own", "public_passed"),
-        "of these wrong": ("own", "false_positives"),
-    }
-    lines = []
-    for question, names in RUNS.items():
-        lines += [f"| {question} | " + " | ".join(columns) + " | seeds |", "|---" * (len(columns) + 2) + "|"]
-        for name in ("start", "ours", *names):
-            cells = [cell(values(results, name, *keys)) for keys in columns.values()]
-            lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(values(results, name))} |")
-        lines.append("")
-    lines += ["| trained with | " + " | ".join(f"evaluated with {n}" for n in LIMITS) + " |"]
-    lines += ["|---" * (len(LIMITS) + 1) + "|"]
-    for name in BY_LIMIT:
-        cells = [cell(values(results, name, "by_limit", str(n), "solved")) for n in LIMITS]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "| budget | dialogs of three turns: solved | answers a problem | tokens a problem solved |"]
-    lines[-1] += "".join(f" {n} first answers |" for n in (1, 3, 6, 12)) + " tokens a problem solved |"
-    lines += ["|---" * 9 + "|"]
-    for name in ("start", "turn limit 1", "ours"):
-        chosen = [result for result in results if result["run"] == name]
-        dialogs = [result["by_limit"]["3"] for result in chosen]
-        draws = [result["draws"] for result in chosen]
-        count = len(draws[0]["solved_of_problem"]) if draws else 0
-        cells = [cell([of["solved"] for of in dialogs])]
-        cells += [cell([of["programs"] / count for of in dialogs], 2)]
-        cells += [cell([of["generated_tokens"] / (of["solved"] * count) for of in dialogs], 0)]
-        cells += [cell([pass_at(result, n) for result in chosen]) for n in (1, 3, 6, 12)]
-        cells += [cell([of["generated_tokens"] / sum(of["solved_of_problem"]) for of in draws], 0)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def draw_curves(axis, results: Sequence[dict], name: str, key: str, colour: str, style: str = "-") -> None:
-    """A line of a measure of training: the mean of the seeds, in a band from the lowest to the highest."""
-    columns = [*zip(*values(results, name, "training", key), strict=True)]
-    places = range(1, len(columns) + 1)
-    axis.plot(places, [mean(column) for column in columns], style, color=colour, label=f"{name}: {key}")
-    axis.fill_between(places, [*map(min, columns)], [*map(max, columns)], color=colour, alpha=0.12)
-    axis.set(xlabel="iteration", ylabel="share of training episodes", ylim=(-0.02, 1.02))
-
-
-def draw(results: Sequence[dict]) -> None:
-    """The pictures, from the figures of the runs."""
-    if not plots.installed("pictures"):
-        return
-    size = {"figsize": (11, 4.2), "layout": "constrained"}
-    figure, (left, right) = plots.pyplot.subplots(1, 2, **size)
-    names = ("ours", *RUNS["feedback"][:3])
-    for place, name in enumerate(names):
-        for shift, (kind, colour) in enumerate({"own": "C0", "true": "C1", "random": "C3"}.items()):
-            numbers = values(results, name, kind, "solved")
-            where = [len(names) - place - 0.25 * shift] * len(numbers)
-            label = {"own": "feedback as in training", "true": "true", "random": "random"}[kind]
-            left.barh(where[:1], [mean(numbers)], 0.23, color=colour, label=None if place else label)
-            left.plot(numbers, where, "k.", markersize=3)
-    left.set_yticks([n - 0.25 for n in range(len(names), 0, -1)], names)
-    left.set(xlabel="test problems solved in three turns (dots: seeds)", xlim=(0, 1))
-    left.legend(fontsize="small", title="evaluated with")
-    ways = {0.0: "ours"} | {float(name.split()[-1]): name for name in RUNS["feedback"][3:]}
-    for kind, label in {"own": "as often random in evaluation", "true": "true in evaluation"}.items():
-        rows = [values(results, name, kind, "solved") for name in ways.values()]
-        (line,) = right.plot([*ways], [mean(row) for row in rows], "o-", label=label)
-        right.fill_between([*ways], [*map(min, rows)], [*map(max, rows)], color=line.get_color(), alpha=0.12)
-    right.set(xlabel="probability that a message in training is about another problem", ylim=(-0.02, 1.02))
-    right.legend()
-    figure.savefig(RESULTS / "feedback.png", dpi=100)
-
-    figure, axes = plots.pyplot.subplots(1, 2, **size)
-    for axis, names in zip(axes, (("ours", "public tests only"), RUNS["reward"][1:3]), strict=True):
-        for name, colour in zip(names, ("C0", "C3"), strict=True):
-            draw_curves(axis, results, name, "public_passed", colour, "--")
-            draw_curves(axis, results, name, "solved", colour)
-        axis.legend(fontsize="small")
-    axes[0].set_title("1 public test, 3 private tests")
-    axes[1].set_title("2 public tests, 4 private tests")
-    figure.savefig(RESULTS / "reward.png", dpi=100)
-
-    figure, (left, right) = plots.pyplot.subplots(1, 2, **size)
-    for name, colour in zip(("ours", *RUNS["difficulty"]), ("C0", "C1", "C2"), strict=True):
-        draw_curves(left, results, name, "solved", colour)
-    left.legend(["320 programs a statement (ours)", None, RUNS["difficulty"][0], None, RUNS["difficulty"][1]])
-    for name in ("start", "turn limit 1", "turn limit 2", "ours", "turn limit 4", "turn limit 8"):
-        rows = [values(results, name, "by_limit", str(n), "solved") for n in LIMITS]
-        right.plot(
-            LIMITS, [mean(row) for row in rows], "o-", label="turn limit 3" if name == "ours" else name
-        )
-    right.set(xlabel="turn limit of the evaluation", ylabel="test problems solved", ylim=(-0.02, 1.02))
-    right.legend(title="trained with", fontsize="small")
-    figure.savefig(RESULTS / "difficulty.png", dpi=100)
 
 
 def main() -> None:
@@ -361,44 +229,43 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--only", default="", help="do only runs whose name contains this")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="do only these seeds")
-    parser.add_argument("--draw", action="store_true", help="only write the table and the pictures")
     parser.add_argument("--one", nargs=3, metavar=("NAME", "SEED", "FILE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         name, seed, path = given.one[0], int(given.one[1]), Path(given.one[2])
-        return run_start(path) if name == "start" else run(name, seed, path)
+        return run_start(name, path) if name in STARTS else run(name, seed, path)
     RESULTS.mkdir(exist_ok=True)
     results = read_results()
-    if not given.draw:
-        toy.ensure_base(BASE)
-        done = {(result["run"], result["seed"]) for result in results}
-        names = ["ours", *(name for of in RUNS.values() for name in of)]
-        todo = [("start", 0), *((name, seed) for seed in given.seeds for name in names)]
-        todo = [job for job in todo if job not in done and given.only in job[0]]
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    toy.ensure_base(BASE)
+    with patch.object(toy, "warm_start_dialog", partial(toy.warm_start_dialog, reading=READING)):
+        toy.ensure_base(BASE_READS_LESS)
+    done = {(result["run"], result["seed"]) for result in results}
+    names = ["ours", *(name for of in RUNS.values() for name in of)]
+    todo = [*((name, 0) for name in STARTS), *((name, seed) for seed in given.seeds for name in names)]
+    todo = [job for job in todo if job not in done and given.only in job[0]]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
-        def trained(name: str, seed: int, directory: str) -> dict:
-            path = Path(directory) / f"{name.replace(' ', '-')}-{seed}.json"
-            command = [sys.executable, __file__, "--one", name, str(seed), str(path)]
-            finished = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
-            if finished.returncode:
-                raise RuntimeError(f"{name}, seed {seed}\n{finished.stderr[-3000:]}")
-            return json.loads(path.read_text())
+    def trained(name: str, seed: int, directory: str) -> dict:
+        path = Path(directory) / f"{name.replace(' ', '-')}-{seed}.json"
+        command = [sys.executable, __file__, "--one", name, str(seed), str(path)]
+        finished = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
+        if finished.returncode:
+            raise RuntimeError(f"{name}, seed {seed}\n{finished.stderr[-3000:]}")
+        return json.loads(path.read_text())
 
-        with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(given.jobs) as pool:
-            futures = [pool.submit(trained, *job, directory) for job in todo]
-            for future in tqdm(as_completed(futures), desc="questions", unit="run", total=len(futures)):
-                if future.exception():
-                    pool.shutdown(cancel_futures=True)
-                results.append(future.result())
-                results.sort(key=lambda result: (result["run"], result["seed"]))
-                lines = [json.dumps(result) + "\n" for result in results]
-                write_whole(RESULTS / "results.jsonl", "".join(lines))
-                of = future.result()
-                solved, seconds = of["own"]["solved"], of.get("cpu_seconds", 0)
-                tqdm.write(f"{of['run']}, seed {of['seed']}: {solved:.3f} solved, {seconds} s of CPU")
-    write_whole(RESULTS / "table.md", table(results))
-    draw(results)
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(given.jobs) as pool:
+        futures = [pool.submit(trained, *job, directory) for job in todo]
+        for future in tqdm(as_completed(futures), desc="questions", unit="run", total=len(futures)):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)
+            results.append(future.result())
+            results.sort(key=lambda result: (result["run"], result["seed"]))
+            lines = [json.dumps(result) + "\n" for result in results]
+            write_whole(RESULTS / "results.jsonl", "".join(lines))
+            of = future.result()
+            solved, seconds = of["own"]["solved"], of.get("cpu_seconds", 0)
+            tqdm.write(f"{of['run']}, seed {of['seed']}: {solved:.3f} solved, {seconds} s of CPU")
+    report(results)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import data
 import ppo
 import rollout
 import toy
-from benchmarks import questions
+from benchmarks import questions, questions_report
 from sandbox import TestResult, Verdict
 
 
@@ -23,13 +23,14 @@ def entered(stack: ExitStack, name: str) -> dict:
 
 
 def test_the_table_is_made_of_the_stored_figures():
-    assert (questions.RESULTS / "table.md").read_text() == questions.table(questions.read_results())
+    stored = (questions_report.RESULTS / "table.md").read_text()
+    assert stored == questions_report.table(questions_report.read_results())
 
 
 @pytest.mark.parametrize("public", [2, 3, 5])
 def test_a_problem_with_more_tests_has_them_on_different_inputs(public):
     with ExitStack() as stack:
-        entered(stack, f"{public} of 6 tests are public")
+        entered(stack, f"{public} of 6 tests are public, public tests only")
         for problem in toy.problems("valid")[:8]:
             assert (len(problem.public_tests), len(problem.private_tests)) == (public, 6 - public)
             tests = problem.public_tests + problem.private_tests

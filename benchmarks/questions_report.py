@@ -1,0 +1,185 @@
+"""The table and the pictures of benchmarks/questions.py, from questions/results.jsonl.
+
+Run alone: `python benchmarks/questions_report.py`.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, pstdev
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from checkpoints import write_whole  # noqa: E402
+from evaluate import n_at_k  # noqa: E402
+from tools import plots  # noqa: E402
+
+RESULTS = Path(__file__).with_name("questions")
+RUNS = {  # question: its runs; "ours" belongs to all of them
+    "feedback": (
+        "verdict only",
+        "without the expected output",
+        "each field cut to half",
+        "random with probability 0.25",
+        "random with probability 0.5",
+        "random with probability 0.75",
+        "random with probability 1",
+    ),
+    "reward": (  # all from the start model that reads less
+        "reads less",
+        "reads less, public tests only",
+        "reads less, 2 of 6 tests are public, public tests only",
+    ),
+    "difficulty": ("10 programs a statement", "40 programs a statement"),
+    "turn limit": ("turn limit 1", "turn limit 2", "turn limit 4", "turn limit 8"),
+}
+STARTS = ("start", "start that reads less")
+LIMITS = (1, 2, 3, 4, 8)  # turn limits of the evaluation, for the question of that name
+BY_LIMIT = ("start", "turn limit 1", "turn limit 2", "ours", "turn limit 4", "turn limit 8")
+DRAWS = 12  # independent first answers to each test problem, for the question of the budget
+
+
+def read_results() -> list[dict]:
+    path = RESULTS / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def values(results: Sequence[dict], name: str, *keys: str | int) -> list[float]:
+    """A figure of each seed of a run, found by following `keys` from its result."""
+    found = [result for result in results if result["run"] == name]
+    for key in keys:
+        found = [of[key] for of in found]
+    return found
+
+
+def cell(numbers: Sequence[float], digits: int = 3) -> str:
+    spread = f" ±{pstdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{mean(numbers):.{digits}f}{spread}" if numbers else ""
+
+
+def pass_at(result: dict, answers: int) -> float:
+    """Share of the test problems of which at least one of so many independent first answers is right."""
+    return mean(
+        n_at_k(DRAWS, DRAWS, right, answers, answers) for right in result["draws"]["solved_of_problem"]
+    )
+
+
+def table(results: Sequence[dict]) -> str:
+    """The figures as Markdown: means over the seeds, and standard deviations."""
+    columns = {
+        "solved, feedback as in training": ("own", "solved"),
+        "true feedback": ("true", "solved"),
+        "random feedback": ("random", "solved"),
+        "first answer": ("own", "solved_by_turn", 0),
+        "first answer, told": ("own", "told_first"),
+        "passes public tests": ("own", "public_passed"),
+        "of these wrong": ("own", "false_positives"),
+    }
+    lines = []
+    for question, names in RUNS.items():
+        lines += [f"| {question} | " + " | ".join(columns) + " | seeds |", "|---" * (len(columns) + 2) + "|"]
+        compared = STARTS[1:] if question == "reward" else ("start", "ours")
+        for name in (*compared, *names):
+            cells = [cell(values(results, name, *keys)) for keys in columns.values()]
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(values(results, name))} |")
+        lines.append("")
+    lines += ["| trained with | " + " | ".join(f"evaluated with {n}" for n in LIMITS) + " |"]
+    lines += ["|---" * (len(LIMITS) + 1) + "|"]
+    for name in BY_LIMIT:
+        cells = [cell(values(results, name, "by_limit", str(n), "solved")) for n in LIMITS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "| budget | dialogs of three turns: solved | answers a problem | tokens a problem solved |"]
+    lines[-1] += "".join(f" {n} first answers |" for n in (1, 3, 6, 12)) + " tokens a problem solved |"
+    lines += ["|---" * 9 + "|"]
+    for name in ("start", "turn limit 1", "ours"):
+        chosen = [result for result in results if result["run"] == name]
+        dialogs = [result["by_limit"]["3"] for result in chosen]
+        draws = [result["draws"] for result in chosen]
+        count = len(draws[0]["solved_of_problem"]) if draws else 0
+        cells = [cell([of["solved"] for of in dialogs])]
+        cells += [cell([of["programs"] / count for of in dialogs], 2)]
+        cells += [cell([of["generated_tokens"] / (of["solved"] * count) for of in dialogs], 0)]
+        cells += [cell([pass_at(result, n) for result in chosen]) for n in (1, 3, 6, 12)]
+        cells += [cell([of["generated_tokens"] / sum(of["solved_of_problem"]) for of in draws], 0)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_curves(axis, results: Sequence[dict], name: str, key: str, colour: str, label: str) -> None:
+    """A line of a measure of training: the mean of the seeds, in a band from the lowest to the highest."""
+    columns = [*zip(*values(results, name, "training", key), strict=True)]
+    places = range(1, len(columns) + 1)
+    axis.plot(places, [mean(column) for column in columns], color=colour, label=label)
+    axis.fill_between(places, [*map(min, columns)], [*map(max, columns)], color=colour, alpha=0.12)
+    axis.set(xlabel="iteration", ylabel="share of training episodes", ylim=(-0.02, 1.02))
+
+
+SIZE = {"figsize": (11, 4.2), "layout": "constrained"}
+
+
+def draw_feedback(results: Sequence[dict]) -> None:
+    figure, (left, right) = plots.pyplot.subplots(1, 2, **SIZE)
+    names = ("ours", *RUNS["feedback"][:3])
+    for place, name in enumerate(names):
+        for shift, (kind, colour) in enumerate({"own": "C0", "true": "C1", "random": "C3"}.items()):
+            numbers = values(results, name, kind, "solved")
+            where = [len(names) - place - 0.25 * shift] * len(numbers)
+            label = {"own": "feedback as in training", "true": "true", "random": "random"}[kind]
+            left.barh(where[:1], [mean(numbers)], 0.23, color=colour, label=None if place else label)
+            left.plot(numbers, where, "k.", markersize=3)
+    left.set_yticks([n - 0.25 for n in range(len(names), 0, -1)], names)
+    left.set(xlabel="test problems solved in three turns (dots: seeds)", xlim=(0, 1))
+    left.legend(fontsize="small", title="evaluated with")
+    ways = {0.0: "ours"} | {float(name.split()[-1]): name for name in RUNS["feedback"][3:]}
+    for kind, label in {"own": "as often random in evaluation", "true": "true in evaluation"}.items():
+        rows = [values(results, name, kind, "solved") for name in ways.values()]
+        (line,) = right.plot([*ways], [mean(row) for row in rows], "o-", label=label)
+        right.fill_between([*ways], [*map(min, rows)], [*map(max, rows)], color=line.get_color(), alpha=0.12)
+    right.set(xlabel="probability that a message in training is about another problem", ylim=(-0.02, 1.02))
+    right.legend()
+    figure.savefig(RESULTS / "feedback.png", dpi=100)
+
+
+def draw_reward(results: Sequence[dict]) -> None:
+    figure, axes = plots.pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    titles = ("reward: all tests", "reward: the public test only", "reward: two public tests only")
+    for axis, name, title in zip(axes, RUNS["reward"], titles, strict=True):
+        draw_curves(axis, results, name, "public_passed", "C3", "passes the public tests")
+        draw_curves(axis, results, name, "solved", "C0", "passes the private tests too")
+        axis.set_title(title)
+    axes[0].legend(loc="lower right")
+    figure.savefig(RESULTS / "reward.png", dpi=100)
+
+
+def draw_difficulty(results: Sequence[dict]) -> None:
+    """How many programs fit, and turn limits."""
+    figure, (left, right) = plots.pyplot.subplots(1, 2, **SIZE)
+    for name, colour in zip(("ours", *RUNS["difficulty"]), ("C0", "C1", "C2"), strict=True):
+        label = "320 programs a statement" if name == "ours" else name
+        draw_curves(left, results, name, "solved", colour, label)
+    left.legend()
+    for name in BY_LIMIT:
+        rows = [values(results, name, "by_limit", str(n), "solved") for n in LIMITS]
+        right.plot(LIMITS, [*map(mean, rows)], "o-", label="turn limit 3" if name == "ours" else name)
+    right.set(xlabel="turn limit of the evaluation", ylabel="test problems solved", ylim=(-0.02, 1.02))
+    right.legend(title="trained with", fontsize="small")
+    figure.savefig(RESULTS / "difficulty.png", dpi=100)
+
+
+def report(results: Sequence[dict]) -> None:
+    """Write the table, and the pictures of the questions whose runs are all there."""
+    write_whole(RESULTS / "table.md", table(results))
+    measured = {result["run"] for result in results}
+    drawn = {"feedback": draw_feedback, "reward": draw_reward, "difficulty": draw_difficulty}
+    needed = {question: {*names} for question, names in RUNS.items()}
+    needed["difficulty"] |= {*BY_LIMIT}
+    for question, draw in drawn.items() if plots.installed("pictures") else ():
+        if missing := needed[question] - measured:
+            print(f"no picture of {question} yet: {', '.join(sorted(missing))} missing")
+        else:
+            draw(results)
+
+
+if __name__ == "__main__":
+    report(read_results())
