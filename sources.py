@@ -68,17 +68,21 @@ def _problem(stored: dict, where: str) -> tuple[Problem, bool]:
         columns, read = max(FORMATS, key=lambda known: fmean(name in row for name in known[0].split()))
         if missing := [name for name in columns.split() if name not in row]:
             raise ValueError(f"no column {', '.join(missing)} among its columns {', '.join(row)}")
-        problem = read(row)
-        about = (problem.name, problem.statement, problem.signature, problem.preamble, problem.setup)
-        tests = (vars(test).values() for test in problem.public_tests + problem.private_tests)
-        programs = problem.correct_solutions + problem.incorrect_solutions
+        return read(row), any(map(row.get, FILE_COLUMNS))
+    except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not understood: {error}") from error
+
+
+def _check_characters(problem: Problem, where: str) -> None:
+    """Raises: ValueError if a text, which came from JSON, has half of a character."""
+    about = (problem.name, problem.statement, problem.signature, problem.preamble, problem.setup)
+    tests = (vars(test).values() for test in problem.public_tests + problem.private_tests)
+    programs = problem.correct_solutions + problem.incorrect_solutions
+    try:
         "".join(itertools.chain(about, programs, *tests)).encode()
-        return problem, any(map(row.get, FILE_COLUMNS))
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise ValueError(f"{where} has {half!r}, half of a character: write the whole one") from error
-    except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is not understood: {error}") from error
 
 
 # ---- a table becomes a sequence of problems ----------------------------------------------------------------
@@ -122,7 +126,9 @@ def _read(rows: datasets.Dataset, source: str) -> Iterator[tuple[str, str, Probl
     """For each row: its problem's name, why it is left out, and the problem. An empty line has no name."""
     for number, row in enumerate(rows, 1):
         if row.get("text", "-").strip():
-            problem, files = _problem(row, f"{source}, {'line' if 'text' in row else 'row'} {number},")
+            where = f"{source}, {'line' if 'text' in row else 'row'} {number},"
+            problem, files = _problem(row, where)
+            _check_characters(problem, where)
             tested = problem.public_tests and problem.private_tests
             yield problem.name, FILES if files else "" if tested else NO_TESTS, problem
         else:
@@ -298,14 +304,25 @@ def check(problems: Sequence[Problem], most: int) -> None:
                 for number, code in enumerate(codes[:most], 1)
             ]
             jobs = [make_job(p, code, p.public_tests + p.private_tests, True) for p, _, _, code in runs]
-            for (problem, right, number, _), results in zip(runs, sandbox.run(jobs), strict=True):
-                verdict, name = results[-1].verdict, problem.name
+            for (problem, right, number, _), job in zip(runs, map(sandbox.submit, jobs), strict=True):
+                name = problem.name
+                try:
+                    results = job.result()
+                except ValueError as error:  # its tests are wrong, and tell no solution from another
+                    if name not in failing:
+                        print(error)
+                    solved.add(name)
+                    failing.add(name)
+                    continue
+                verdict = results[-1].verdict
                 slowest = max(slowest, *((result.seconds, name) for result in results))
                 if right:
                     solved.add(name)
                 if right and verdict != Verdict.PASSED:
                     failing.add(name)
-                    print(f"{name}: its solution {number} fails test {len(results)}: {verdict}")
+                    error = results[-1].traceback.strip().rpartition("\n")[2]
+                    told = f"{verdict}. {error}" if error else verdict
+                    print(f"{name}: its solution {number} fails test {len(results)}: {told}")
                 elif not right and verdict == Verdict.PASSED:
                     passing.add(name)
                     print(f"{name}: its wrong solution {number} passes all tests")

@@ -16,7 +16,7 @@ import sys
 
 RPC_DEPTH = 200  # deepest nesting of a value
 PIECE = 1 << 16  # items of a list that are packed together
-SETUP_FAILS = "set-up fails"  # what a judge says of a row, not of a program
+NO_VERDICT = "no verdict"  # what a judge says where a row is wrong, not the program
 SHOWN = 2000  # characters of a value or a traceback in a result
 # How each plain type reads an instance: a subclass may say anything about itself.
 READERS = {int: int.__index__, float: float.__float__, complex: complex.__complex__}

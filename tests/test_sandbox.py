@@ -764,6 +764,10 @@ def test_the_bound_of_a_result_follows_the_memory_limit(sandbox):
         "x = f(1)\nassert x == x",
         "x = f(1)\ny = x\nassert not x != y",
         "x = f(1)\nassert x in [x]",
+        "assert f(1) == f(1)",
+        "x = f([1])\ny = f([1])\nassert x == y",
+        "assert f(1) in [f(1)]",
+        "y = str(f(1))\nassert y == str(f(1))",
     ],
 )
 def test_a_test_that_compares_no_answer_is_not_passed(sandbox, test):
@@ -775,11 +779,22 @@ def test_a_test_that_compares_no_answer_is_not_passed(sandbox, test):
 
 @pytest.mark.parametrize(
     "test",
-    ["assert f(f(1)) == 1", "x = f(1)\ny = f(x)\nassert x == y", "x = f([2, 1])\nassert sorted(x) == [1, 2]"],
+    [
+        "assert f(f(5)) == 5",
+        "x = f(5)\ny = f(x)\nassert x == y",
+        "assert f([2, 1]) == f([1, 2])",
+        "x = f([2, 1])\nassert sorted(x) == x",
+        "assert f(5) != f(6)",
+        "assert f(f([5]) + [3]) == [3, 5]",
+    ],
 )
 def test_a_property_of_answers_is_a_comparison(sandbox, test):
-    ((result,),) = sandbox.run([Job("def f(x): return x", (AssertTest(test),), SHORT, "f")])
-    assert result.verdict == Verdict.PASSED
+    right = "def f(x): return sorted(x) if type(x) is list else x"
+    wrong = "calls = []\ndef f(x):\n  calls.append(x)\n  n = 1 if x == 6 else len(calls)\n"
+    wrong += "  return [9 - n, 0] if type(x) is list else n"
+    for program, verdict in ((right, "passed"), (wrong, "wrong answer")):
+        ((result,),) = sandbox.run([Job(program, (AssertTest(test),), SHORT, "f")])
+        assert result.verdict == verdict, result
 
 
 @pytest.mark.parametrize("setup", ["import nothing_installed", "1 / 0", "def g(:", "raise SystemExit"])
@@ -790,6 +805,9 @@ def test_a_set_up_that_fails_is_no_verdict_on_the_program(sandbox, setup, count)
     )
     with pytest.raises(ValueError, match="^mine/7: the set-up of the tests fails, whatever the program is: "):
         sandbox.run([job])
+    row = replace(job, setup="", tests=(AssertTest("assert f(lambda: 1) == 1"),) * count)
+    with pytest.raises(ValueError, match="^mine/7: a test calls f, but a value of type function is"):
+        sandbox.run([row])
     good = Job("def f(x): return x", (AssertTest("assert f(1) == 1"),), SHORT, "f")
     assert sandbox.run([good])[0][0].verdict == Verdict.PASSED  # the worker goes on
 
@@ -874,7 +892,8 @@ def test_a_setup_has_no_more_rights_than_a_test(sandbox):
 
 @pytest.mark.parametrize("code", ["import os; os._exit(0)", "print(1); import os; os._exit(0)", "1 / 0", "("])
 def test_a_judge_that_ends_is_no_verdict_of_passed_and_ends_no_run(sandbox, code):
-    for setup, test in ((code, "assert f(1) == 1"), ("", f"assert f(1) == 1\n{code}")):
+    cases = [("", f"assert f(1) == 1\n{code}"), *[(code, "assert f(1) == 1")] * ("os" in code)]
+    for setup, test in cases:  # a set-up that raises an error ends the job, see above
         (results,) = sandbox.run([Job("def f(x): return x", (AssertTest(test),) * 3, SHORT, "f", setup)])
         assert [result.verdict for result in results] == ["exception"] * 3
 
