@@ -18,10 +18,8 @@ from pathlib import Path
 from statistics import fmean
 
 import datasets
-import filelock
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 import toy
 from data import Problem, first_message, make_job
@@ -163,31 +161,6 @@ def _left_out(rows: datasets.Dataset) -> list[str]:
 # ---- files and the hub become tables -----------------------------------------------------------------------
 
 
-def _open_parquet(files: Sequence[Path]) -> datasets.Dataset:
-    """The rows of parquet files.
-
-    They are copied into the cache once, in batches of eight rows: so the columns of a row are close together.
-    Datasets' own copy takes 1.8 GB of memory for 13,000 problems, and spreads a row over the file.
-    """
-    tables = [pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) for file in files]
-    stamp = [(file.resolve(), file.stat().st_mtime_ns) for file in files]
-    name = f"rlef-rows-{hashlib.sha256(repr(stamp).encode()).hexdigest()}"
-    copy = Path(datasets.config.HF_DATASETS_CACHE, name)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{copy}.lock"):  # one rank copies, the others wait
-        if not copy.exists():
-            partial = copy.with_suffix(".partial")
-            with (
-                pa.OSFile(str(partial), "wb") as sink,
-                pa.ipc.new_stream(sink, tables[0].schema_arrow) as writer,
-            ):
-                for batch in itertools.chain(*(table.iter_batches(200) for table in tables)):
-                    for start in range(0, len(batch), 8):
-                        writer.write_batch(batch.slice(start, 8))
-            partial.replace(copy)
-    return datasets.Dataset.from_file(str(copy))
-
-
 def _files(source: str, split: str) -> list[Path]:
     """The files of a path: itself, or for a folder the files whose names begin with the split."""
     path = Path(source)
@@ -207,12 +180,13 @@ def _rows(source: str, split: str) -> datasets.Dataset:
             repository, only_split = HUB[source]
             return datasets.load_dataset(repository, split=only_split or split)
         files = _files(source, split)
-        if files[0].suffix == ".parquet":
-            return _open_parquet(files)
         if not any(file.stat().st_size for file in files):
             raise ValueError(f"{source} is empty")
         # As text, not as JSON: a column of evalplus's own files has another type in every row.
-        return datasets.load_dataset("text", data_files=list(map(str, files)), split="train")
+        kind, options = "text", {}
+        if files[0].suffix == ".parquet":  # in its copy the columns of a row are close together
+            kind, options = "parquet", {"batch_size": 8, "writer_batch_size": 8}
+        return datasets.load_dataset(kind, data_files=list(map(str, files)), split="train", **options)
     except (pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
         raise ValueError(f"{source} cannot be read: {error.__cause__ or error}") from error
 
