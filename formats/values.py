@@ -130,8 +130,8 @@ def _compares(code: str, entry_point: str, helpers: str) -> bool:
             case ast.Assert(test):
                 names = {inner.id for inner in ast.walk(test) if isinstance(inner, ast.Name)}
                 found = found or bool(names) and ast.unparse(test) != entry_point
-            case ast.Attribute(attr=name):  # of unittest.TestCase, or of numpy.testing, or solution.f
+            case ast.Attribute(attr=name):  # of unittest.TestCase, numpy.testing, pytest, or solution.f
                 named.add(name)
-                found = found or name.startswith("assert")
+                found = found or name.startswith("assert") or name == "raises"
         executed += ast.iter_child_nodes(node)
     return found and not named.isdisjoint({entry_point, "candidate"})

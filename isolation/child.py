@@ -294,7 +294,7 @@ def judge(setup: str | types.CodeType, test: str, calls: socket.socket, about: d
         test = compile_test(test, judge.entry_point)
         judge.run(test, judge.candidate)
         if not judge.compared and judge.passes_with_others(setup, test):
-            judge.end("exception", "the test compares nothing with an answer of the program")
+            judge.end(NO_VERDICT, "a test compares nothing with an answer of the program: all would pass")
         judge.end("passed")
     except (AssertionError, SystemExit):
         judge.end("wrong answer")

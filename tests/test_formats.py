@@ -133,6 +133,7 @@ def test_a_test_that_compares_nothing_is_refused(tmp_path, test):
         "try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False",
         "import unittest\nunittest.TestCase().assertEqual(f(1), 2)",
         "assert all(map(f, [1, 2]))",
+        "import pytest\nwith pytest.raises(ValueError): f(1)",
         "same(f(1), 2)",
         "import solution\nassert solution.f(1) == 2",
         "assert f(2, 3) == f(3, 2)",

@@ -770,11 +770,11 @@ def test_the_bound_of_a_result_follows_the_memory_limit(sandbox):
         "y = str(f(1))\nassert y == str(f(1))",
     ],
 )
-def test_a_test_that_compares_no_answer_is_not_passed(sandbox, test):
+def test_a_test_that_compares_no_answer_is_no_verdict_on_the_program(sandbox, test):
     for setup in ("", "assert 1 == 1"):
         setup += "\ndef equal(a, b):\n  assert a == b"
-        ((result,),) = sandbox.run([Job("def f(x): return 1", (AssertTest(test),), SHORT, "f", setup)])
-        assert result.verdict == Verdict.EXCEPTION and "compares nothing" in result.traceback
+        with pytest.raises(ValueError, match="^mine: a test compares nothing with an answer"):
+            sandbox.run([Job("def f(x): return 1", (AssertTest(test),), SHORT, "f", setup, name="mine")])
 
 
 @pytest.mark.parametrize(
@@ -863,6 +863,7 @@ def test_comparisons_of_all_forms_count(sandbox, test):
         ("return x", "x.append(2)", "y = [1]\nf(y)\nassert y == [1]"),
         ("x.append(2)", "return x", "y = [1]\nf(y)\nassert y == [1, 2]"),
         ("return x", "x.append(2)", "y = []\nf(y)\nassert y == []"),
+        ("raise KeyError", "return 1", "import pytest\nwith pytest.raises(KeyError): f([1])"),
     ],
 )
 def test_what_a_call_does_is_compared_in_all_forms(sandbox, right, wrong, test):
