@@ -31,7 +31,7 @@ STREAM = io.IOBase.__mro__[1]  # an ordinary class: isinstance with the abstract
 def compile_program(source: str) -> types.CodeType:
     """Compile a program as the file solution.py, with its lines at hand for tracebacks."""
     linecache.cache["solution.py"] = (len(source), None, source.splitlines(True), "solution.py")
-    return compile(source, "solution.py", "exec", dont_inherit=True)
+    return compile(source.removeprefix("\ufeff"), "solution.py", "exec", dont_inherit=True)
 
 
 def compile_test(source: str, entry_point: str) -> types.CodeType:

@@ -481,7 +481,7 @@ def test_check_tells_which_solutions_are_not_what_they_should_be(tmp_path, monke
         OWN | {"name": "good", "solutions": [right], "incorrect_solutions": [wrong]},
         OWN | {"name": "fails", "solutions": [right, wrong]},
         OWN | {"name": "passed", "solutions": [right], "incorrect_solutions": [right]},
-        CALLS | {"name": "gen", "solutions": ["def f(x): yield 2 * x"]},
+        CALLS | {"name": "gen", "solutions": ["def f(x): return f"]},
         OWN | {"name": "silent"},
         CALLS | {"name": "typo", "setup": "x = 1 / 0", "solutions": ["def f(x): return 2 * x"] * 2},
         CALLS
@@ -500,7 +500,7 @@ def test_check_tells_which_solutions_are_not_what_they_should_be(tmp_path, monke
     assert told == [
         "fails: its solution 2 fails test 2: wrong answer",
         "passed: its wrong solution 1 passes all tests",
-        "gen: its solution 1 fails test 1: exception. TypeError: a value of type generator is not plain data",
+        "gen: its solution 1 fails test 1: exception. TypeError: a value of type function is not plain data",
         "typo: the set-up of the tests fails, whatever the program is: ZeroDivisionError: division by zero",
         "given: a test calls f, but a value of type builtin_function_or_method is not plain data",
     ]

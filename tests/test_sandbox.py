@@ -695,7 +695,18 @@ def test_a_server_that_is_lost_after_a_zygotes_last_result_adds_none(monkeypatch
             "assert f(1) == [3, 0.5, True]",
         ),
         ("import numpy as np\ndef f(x): return np.array([[1, 2]])", "assert f(1) == [[1, 2]]"),
+        (
+            "import numpy as np\ndef f(x): return np.array([x, 2])",
+            "import numpy as np\nassert np.array_equal(f(1), [1, 2]) and (f(1) == [1, 2]).all()",
+        ),
+        (
+            "import numpy as np\ndef f(x): return x.sum()",
+            "import numpy as np\nassert f(np.array([[1, 2]])) == 3",
+        ),
         ("def f(x): return map(str, [1, 2])", "assert list(f(1)) == ['1', '2']"),
+        ("def f(x): yield from (x, 2)", "assert list(f(1)) == [1, 2]"),
+        ("def f(x): return iter([x]), reversed([x])", "a, b = f(1)\nassert [*a, *b] == [1, 1]"),
+        ("import itertools\ndef f(x): return itertools.chain([x], [2])", "assert [*f(1)] == [1, 2]"),
         (
             "def f(x): return [zip([1], [2]), range(3), {1: 2}.values()]",
             "a, b, c = f(1)\nassert (list(a), b, list(c)) == ([(1, 2)], range(3), [2])",
@@ -902,6 +913,12 @@ def test_a_judge_that_ends_is_no_verdict_of_passed_and_ends_no_run(sandbox, code
 @pytest.mark.parametrize(
     ("program", "expected", "verdict"),
     [
+        ("\ufeffprint(1)", "1", "passed"),
+        (
+            "import subprocess as s, sys\nprint(s.check_output([sys.executable, '-c', 'print(1)'], text=True))",
+            "1",
+            "passed",
+        ),
         ("import sys\nsys.stdout.write('ab\\n' * 700_000)", "ab\n" * 700_000, "passed"),
         ("import sys\nsys.stderr.write('x' * 900_000)\nprint('y' * 500_000)", "y" * 500_000, "passed"),
         ("import sys\nsys.stderr.write('x' * 1_100_000)\nprint(42)", "42", "too much output"),
