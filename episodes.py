@@ -62,8 +62,10 @@ def load_splits(config: Config, chat: Chat) -> list[Sequence[Problem]]:
                 print(f"left out: {message}", file=sys.stderr)
             problems = select(problems, places)
         splits.append(problems)
-    if splits[2] or config.feedback == "random":  # the table before and after has random feedback too
-        check_others(splits[0])
+    # The table before and after has random feedback too, from training problems.
+    for problems in splits[: 2 if config.feedback == "random" else bool(splits[2])]:
+        if problems:
+            check_others(problems)
     return splits
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from isolation.client import Client, Keeper, Server
-from isolation.messages import SHOWN, cut
+from isolation.messages import NO_VERDICT, SHOWN, cut
 
 STDOUT_SHOWN = 1 << 16  # characters of an output in a result
 MOST_TIMEOUTS = 3  # of a job: a program that hangs in a hundred tests must not hold a worker for all of them
@@ -97,7 +97,7 @@ class Job:
     entry_point: str = ""  # assert tests: the function under test
     setup: str = ""  # assert tests: trusted code for the judge
     stop_at_first_failure: bool = False  # leave out the results after the first test that fails
-    name: str = ""  # of its problem, for messages
+    name: str = "a job"  # of its problem, for messages
 
 
 def outputs_match(got: str, expected: str) -> bool:
@@ -140,7 +140,7 @@ def result_of(test: IoTest | AssertTest, report: dict, judged: dict) -> TestResu
 
 
 def run_job(client: Client, job: Job) -> list[TestResult]:
-    """Run a job's tests on a worker's servers."""
+    """Run a job's tests on a worker's servers. Raises: ValueError if they are wrong, whatever the program."""
     results: list[TestResult] = []
     stuck = 0
     while len(results) < len(job.tests):
@@ -149,6 +149,8 @@ def run_job(client: Client, job: Job) -> list[TestResult]:
         server = client.server_for(job)
         try:
             for test, report, judged in client.reports(job, len(results), server):
+                if judged.get("verdict") == NO_VERDICT:
+                    raise ValueError(f"{job.name}: {judged['traceback']}")
                 results.append(result_of(test, report, judged))
                 stuck += results[-1].verdict == Verdict.TIMEOUT
                 if job.stop_at_first_failure and results[-1].verdict != Verdict.PASSED:
@@ -157,8 +159,6 @@ def run_job(client: Client, job: Job) -> list[TestResult]:
                     break
         except BaseException as error:  # a late reply of these servers is no answer to another test
             client.kill_servers()
-            if isinstance(error, ValueError):
-                raise ValueError(f"{job.name}: {error}") from error
             if not isinstance(error, (OSError, EOFError)):
                 raise
             stuck += 1

@@ -18,10 +18,8 @@ from pathlib import Path
 from statistics import fmean
 
 import datasets
-import filelock
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 import toy
 from data import Problem, first_message, make_job
@@ -68,17 +66,21 @@ def _problem(stored: dict, where: str) -> tuple[Problem, bool]:
         columns, read = max(FORMATS, key=lambda known: fmean(name in row for name in known[0].split()))
         if missing := [name for name in columns.split() if name not in row]:
             raise ValueError(f"no column {', '.join(missing)} among its columns {', '.join(row)}")
-        problem = read(row)
-        about = (problem.name, problem.statement, problem.signature, problem.preamble, problem.setup)
-        tests = (vars(test).values() for test in problem.public_tests + problem.private_tests)
-        programs = problem.correct_solutions + problem.incorrect_solutions
+        return read(row), any(map(row.get, FILE_COLUMNS))
+    except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not understood: {error}") from error
+
+
+def _check_characters(problem: Problem, where: str) -> None:
+    """Raises: ValueError if a text, which came from JSON, has half of a character."""
+    about = (problem.name, problem.statement, problem.signature, problem.preamble, problem.setup)
+    tests = (vars(test).values() for test in problem.public_tests + problem.private_tests)
+    programs = problem.correct_solutions + problem.incorrect_solutions
+    try:
         "".join(itertools.chain(about, programs, *tests)).encode()
-        return problem, any(map(row.get, FILE_COLUMNS))
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise ValueError(f"{where} has {half!r}, half of a character: write the whole one") from error
-    except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} is not understood: {error}") from error
 
 
 # ---- a table becomes a sequence of problems ----------------------------------------------------------------
@@ -122,7 +124,9 @@ def _read(rows: datasets.Dataset, source: str) -> Iterator[tuple[str, str, Probl
     """For each row: its problem's name, why it is left out, and the problem. An empty line has no name."""
     for number, row in enumerate(rows, 1):
         if row.get("text", "-").strip():
-            problem, files = _problem(row, f"{source}, {'line' if 'text' in row else 'row'} {number},")
+            where = f"{source}, {'line' if 'text' in row else 'row'} {number},"
+            problem, files = _problem(row, where)
+            _check_characters(problem, where)
             tested = problem.public_tests and problem.private_tests
             yield problem.name, FILES if files else "" if tested else NO_TESTS, problem
         else:
@@ -157,31 +161,6 @@ def _left_out(rows: datasets.Dataset) -> list[str]:
 # ---- files and the hub become tables -----------------------------------------------------------------------
 
 
-def _open_parquet(files: Sequence[Path]) -> datasets.Dataset:
-    """The rows of parquet files.
-
-    They are copied into the cache once, in batches of eight rows: so the columns of a row are close together.
-    Datasets' own copy takes 1.8 GB of memory for 13,000 problems, and spreads a row over the file.
-    """
-    tables = [pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) for file in files]
-    stamp = [(file.resolve(), file.stat().st_mtime_ns) for file in files]
-    name = f"rlef-rows-{hashlib.sha256(repr(stamp).encode()).hexdigest()}"
-    copy = Path(datasets.config.HF_DATASETS_CACHE, name)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{copy}.lock"):  # one rank copies, the others wait
-        if not copy.exists():
-            partial = copy.with_suffix(".partial")
-            with (
-                pa.OSFile(str(partial), "wb") as sink,
-                pa.ipc.new_stream(sink, tables[0].schema_arrow) as writer,
-            ):
-                for batch in itertools.chain(*(table.iter_batches(200) for table in tables)):
-                    for start in range(0, len(batch), 8):
-                        writer.write_batch(batch.slice(start, 8))
-            partial.replace(copy)
-    return datasets.Dataset.from_file(str(copy))
-
-
 def _files(source: str, split: str) -> list[Path]:
     """The files of a path: itself, or for a folder the files whose names begin with the split."""
     path = Path(source)
@@ -201,12 +180,13 @@ def _rows(source: str, split: str) -> datasets.Dataset:
             repository, only_split = HUB[source]
             return datasets.load_dataset(repository, split=only_split or split)
         files = _files(source, split)
-        if files[0].suffix == ".parquet":
-            return _open_parquet(files)
         if not any(file.stat().st_size for file in files):
             raise ValueError(f"{source} is empty")
         # As text, not as JSON: a column of evalplus's own files has another type in every row.
-        return datasets.load_dataset("text", data_files=list(map(str, files)), split="train")
+        kind, options = "text", {}
+        if files[0].suffix == ".parquet":  # in its copy the columns of a row are close together
+            kind, options = "parquet", {"batch_size": 8, "writer_batch_size": 8}
+        return datasets.load_dataset(kind, data_files=list(map(str, files)), split="train", **options)
     except (pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
         raise ValueError(f"{source} cannot be read: {error.__cause__ or error}") from error
 
@@ -298,14 +278,25 @@ def check(problems: Sequence[Problem], most: int) -> None:
                 for number, code in enumerate(codes[:most], 1)
             ]
             jobs = [make_job(p, code, p.public_tests + p.private_tests, True) for p, _, _, code in runs]
-            for (problem, right, number, _), results in zip(runs, sandbox.run(jobs), strict=True):
-                verdict, name = results[-1].verdict, problem.name
+            for (problem, right, number, _), job in zip(runs, map(sandbox.submit, jobs), strict=True):
+                name = problem.name
+                try:
+                    results = job.result()
+                except ValueError as error:  # its tests are wrong, and tell no solution from another
+                    if name not in failing:
+                        print(error)
+                    solved.add(name)
+                    failing.add(name)
+                    continue
+                verdict = results[-1].verdict
                 slowest = max(slowest, *((result.seconds, name) for result in results))
                 if right:
                     solved.add(name)
                 if right and verdict != Verdict.PASSED:
                     failing.add(name)
-                    print(f"{name}: its solution {number} fails test {len(results)}: {verdict}")
+                    error = results[-1].traceback.strip().rpartition("\n")[2]
+                    told = f"{verdict}. {error}" if error else verdict
+                    print(f"{name}: its solution {number} fails test {len(results)}: {told}")
                 elif not right and verdict == Verdict.PASSED:
                     passing.add(name)
                     print(f"{name}: its wrong solution {number} passes all tests")

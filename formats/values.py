@@ -6,7 +6,9 @@ Otherwise a limit that is a text, or a test that compares nothing, would give ev
 import ast
 import json
 import math
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from sandbox import AssertTest, Limits
 
@@ -30,11 +32,21 @@ def number(row: dict, column: str) -> float:
 
 
 def parse(code: str, what: str) -> ast.Module:
-    """The syntax tree of Python code in a row. Raises: ValueError that names `what` if it is none."""
+    """The syntax tree of Python code in a row.
+
+    Raises: ValueError that names `what` if it is no Python, or imports at its top what is not installed.
+    """
     try:
-        return ast.parse(code)
+        tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError) as error:
         raise ValueError(f"{what} is no Python: {error}") from error
+    for node in tree.body:
+        wanted = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+        wanted += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in (name.partition(".")[0] for name in wanted):
+            if name not in ("solution", *sys.modules) and not find_spec(name):
+                raise ValueError(f"{what} imports {name}, which is not installed: every program fails")
+    return tree
 
 
 def limits(seconds: float, memory_bytes: float) -> Limits:
@@ -118,8 +130,8 @@ def _compares(code: str, entry_point: str, helpers: str) -> bool:
             case ast.Assert(test):
                 names = {inner.id for inner in ast.walk(test) if isinstance(inner, ast.Name)}
                 found = found or bool(names) and ast.unparse(test) != entry_point
-            case ast.Attribute(attr=name):  # of unittest.TestCase, or of numpy.testing, or solution.f
+            case ast.Attribute(attr=name):  # of unittest.TestCase, numpy.testing, pytest, or solution.f
                 named.add(name)
-                found = found or name.startswith("assert")
+                found = found or name.startswith("assert") or name == "raises"
         executed += ast.iter_child_nodes(node)
     return found and not named.isdisjoint({entry_point, "candidate"})

@@ -22,7 +22,7 @@ import threading
 import traceback
 import types
 
-from isolation.messages import SETUP_FAILS, SHOWN, cut, pack, packed_text, receive, send
+from isolation.messages import NO_VERDICT, SHOWN, cut, pack, packed_text, receive, send
 
 CHANGED = (list, dict, set)  # arguments whose changes by a call a test sees
 STREAM = io.IOBase.__mro__[1]  # an ordinary class: isinstance with the abstract one costs a child pages
@@ -31,7 +31,7 @@ STREAM = io.IOBase.__mro__[1]  # an ordinary class: isinstance with the abstract
 def compile_program(source: str) -> types.CodeType:
     """Compile a program as the file solution.py, with its lines at hand for tracebacks."""
     linecache.cache["solution.py"] = (len(source), None, source.splitlines(True), "solution.py")
-    return compile(source, "solution.py", "exec", dont_inherit=True)
+    return compile(source.removeprefix("\ufeff"), "solution.py", "exec", dont_inherit=True)
 
 
 def compile_test(source: str, entry_point: str) -> types.CodeType:
@@ -143,10 +143,6 @@ def error_like(reply: dict) -> CandidateError:
     return error
 
 
-class SetupError(Exception):
-    """The set-up of the tests fails, before there is an answer of the program."""
-
-
 class Other:
     """An answer that is equal to everything, or only to itself."""
 
@@ -164,18 +160,17 @@ OTHERS += [error_like({"error": name, "message": "other", "traceback": ""}) for 
 
 
 class OtherFunction:
-    """Stands for the function under test: gives the same answer to all calls, and changes its arguments."""
+    """Stands for the function under test: equal calls get one answer, and their arguments are changed."""
 
     def __init__(self, answer: object) -> None:
-        self.answer = answer
+        self.answer, self.answers = answer, {}
 
     def __call__(self, /, *arguments: object, **keywords: object) -> object:
-        given = [*arguments, *keywords.values()]
+        given, call = [*arguments, *keywords.values()], repr((arguments, keywords))
         change(given, [type(value)({object(): 0}) if type(value) in CHANGED else value for value in given])
         if isinstance(self.answer, CandidateError):
             raise self.answer
-        # A test may compare two answers, but not one with itself.
-        return copy.copy(self.answer) if isinstance(self.answer, Other) else self.answer
+        return self.answers.setdefault(call, copy.copy(self.answer))
 
 
 class Judge:
@@ -183,23 +178,24 @@ class Judge:
 
     def __init__(self, calls: socket.socket, about: dict) -> None:
         self.calls, self.entry_point, self.longest = calls, about["entry_point"], about["longest"]
+        self.answered = 0  # calls
         self.compared = False  # an answer was equal to what was expected
         self.others = [*OTHERS]
         self.call = self.got = self.expected = ""  # the last call, as a result shows it
 
-    def run(self, setup: str | types.CodeType, test: types.CodeType, function: object) -> None:
-        """Run a set-up and a test as one script; this is the function under test."""
-        script = sys.modules["__main__"] = types.ModuleType("__main__")
-        solution = sys.modules["solution"] = types.ModuleType("solution")  # a test may import it
-        script._compare = self.compare
+    def prepare(self, setup: types.CodeType) -> None:
+        """Begin a script by running the set-up."""
+        self.script = sys.modules["__main__"] = types.ModuleType("__main__")
+        sys.modules["solution"] = types.ModuleType("solution")  # a test may import it
+        self.script._compare = self.compare
+        exec(setup, vars(self.script))
+
+    def run(self, test: types.CodeType, function: object) -> None:
+        """Go on with the test; this is the function under test."""
+        setattr(sys.modules["solution"], self.entry_point, function)
+        vars(self.script).update(dict.fromkeys(("candidate", self.entry_point), function))
         try:
-            exec(compile_test(setup, self.entry_point) if isinstance(setup, str) else setup, vars(script))
-        except BaseException as error:
-            raise SetupError(traceback.format_exception_only(error)[-1].strip()) from error
-        setattr(solution, self.entry_point, function)
-        vars(script).update(dict.fromkeys(("candidate", self.entry_point), function))
-        try:
-            exec(test, vars(script))
+            exec(test, vars(self.script))
         except SystemExit as stop:
             if stop.code:
                 raise
@@ -207,19 +203,22 @@ class Judge:
     def compare(self, got: object, expected: object, answer: bool) -> bool:
         """The value of `got == expected`; what a failed test shows is remembered."""
         same = got == expected
-        self.compared |= bool(answer and same and self.call)  # a test may define such a function itself
+        # Without a call a test has defined such a function itself; with more, both sides may be answers.
+        self.compared |= bool(answer and same and self.answered == 1)
         if not same:
             self.got, self.expected = shown(got), shown(expected)
         return same
 
-    def passes_with_others(self, setup: str | types.CodeType, test: types.CodeType) -> bool:
+    def passes_with_others(self, setup: types.CodeType, test: types.CodeType) -> bool:
         """Whether a test, which has passed, also passes with all other answers."""
         self.calls.shutdown(socket.SHUT_RDWR)  # the program has done its part, and its time is limited
         signal.signal(signal.SIGALRM, lambda *_: self.end("passed"))  # it may wait for the right answer
         for other in self.others:  # each with the set-up, because a test may use up its cases
             signal.setitimer(signal.ITIMER_REAL, 1.0)
             try:
-                copy.copy(self).run(setup, test, OtherFunction(other))
+                again = copy.copy(self)
+                again.prepare(setup)
+                again.run(test, OtherFunction(other))
             except BaseException as error:
                 if error is not other:
                     return False
@@ -230,7 +229,13 @@ class Judge:
         listed = [*map(shown, arguments), *(f"{name}={shown(value)}" for name, value in keywords.items())]
         self.call = cut(f"{self.entry_point}({', '.join(listed)})", SHOWN)
         self.got = self.expected = ""
-        given, error = pack((arguments, keywords)), None  # a TypeError here is the test's own
+        try:
+            given, error = pack((arguments, keywords)), None
+        except TypeError as refused:  # the test's own, but for what has come from the program
+            if not self.answered:
+                self.end(NO_VERDICT, f"a test calls {self.entry_point}, but {refused}")
+            raise
+        self.answered += 1
         try:
             send(self.calls, {"name": self.entry_point, "given": given})
             reply, _ = receive(self.calls, self.longest, unpacks=True)
@@ -280,16 +285,20 @@ def judge(setup: str | types.CodeType, test: str, calls: socket.socket, about: d
     sys.stdout = sys.stderr = open(os.devnull, "w")
     judge = Judge(calls, about)
     try:
+        setup = compile_test(setup, judge.entry_point) if isinstance(setup, str) else setup
+        judge.prepare(setup)
+    except BaseException as error:
+        told = traceback.format_exception_only(error)[-1].strip()
+        judge.end(NO_VERDICT, f"the set-up of the tests fails, whatever the program is: {told}")
+    try:
         test = compile_test(test, judge.entry_point)
-        judge.run(setup, test, judge.candidate)
+        judge.run(test, judge.candidate)
         if not judge.compared and judge.passes_with_others(setup, test):
-            judge.end("exception", "the test compares nothing with an answer of the program")
+            judge.end(NO_VERDICT, "a test compares nothing with an answer of the program: all would pass")
         judge.end("passed")
     except (AssertionError, SystemExit):
         judge.end("wrong answer")
     except CandidateError as error:
         judge.end("out of memory" if isinstance(error, MemoryError) else "exception", error.trace)
-    except SetupError as error:
-        judge.end(SETUP_FAILS, str(error))
     except BaseException as error:  # the test's code could not work with the values that it got
         judge.end("exception", "".join(traceback.format_exception_only(error))[-SHOWN:])

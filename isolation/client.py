@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 
-from isolation.messages import SETUP_FAILS, memory_file, read_bytes, receive, send
+from isolation.messages import memory_file, read_bytes, receive, send
 
 ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from these on it pays to compile a program once
 RPC_BYTES = 16 << 20  # the longest answer to a judge, or half of the memory limit if that is more
@@ -158,9 +158,6 @@ class Client:
         if judged["exit_code"] == 0 and not judged["ended"]:
             with contextlib.suppress(ValueError):  # the test's code has ended its process itself
                 judgement = json.loads(judged["out"].rpartition(b"\n")[2])
-            if judgement.get("verdict") == SETUP_FAILS:  # no verdict on the program
-                told = judgement["traceback"]
-                raise ValueError(f"the set-up of the tests fails, whatever the program is: {told}")
         elif judged["ended"] == "time":  # the answers that it got kept it busy
             judgement = {"verdict": "timeout"}
         return self.reply(channel, patience), judgement

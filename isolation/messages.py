@@ -16,7 +16,7 @@ import sys
 
 RPC_DEPTH = 200  # deepest nesting of a value
 PIECE = 1 << 16  # items of a list that are packed together
-SETUP_FAILS = "set-up fails"  # what a judge says of a row, not of a program
+NO_VERDICT = "no verdict"  # what a judge says where a row is wrong, not the program
 SHOWN = 2000  # characters of a value or a traceback in a result
 # How each plain type reads an instance: a subclass may say anything about itself.
 READERS = {int: int.__index__, float: float.__float__, complex: complex.__complex__}
@@ -137,17 +137,18 @@ def packed_text(value: object) -> bytearray:
 
 
 def pack_other(value: object, name: str, module: str, depth: int) -> object:
-    """The same for what is of no subclass of a plain type; something of numpy as Python's number or list.
+    """The same for what is of no subclass of a plain type; a number of numpy as Python's.
 
     A match counts as the tuple of its text and groups: functions of MBPP+ may return one as something true.
     """
     if type(value) is re.Match:
         return pack((value[0], *value.groups()), depth)
     if module == "numpy" and hasattr(value, "tolist"):
-        return pack(value.tolist(), depth)
+        packed = pack(value.tolist(), depth)
+        return {"array": packed} if name == "ndarray" else packed
     if name.startswith("dict_") and hasattr(value, "mapping"):  # a view
         items = itertools.chain.from_iterable(dict(value.mapping).items())
-    elif module == "builtins" and name in ("map", "filter", "zip"):
+    elif hasattr(type(value), "__next__"):  # an endless one reaches the limits, as by list()
         name, items = "iterator", value
     elif REBUILT.get(name) == module:
         items = [list(value)] if name == "deque" else value.__reduce__()[1]
@@ -165,6 +166,9 @@ def unpack(packed: dict) -> object:
         return int(content, 16)
     if kind == "bytes":
         return bytes.fromhex(content)
+    if kind == "array":  # where numpy is not loaded, or replaced, a list
+        make = getattr(sys.modules.get("numpy"), "array", None)
+        return make(content) if make else content
     if kind in REBUILT:
         return getattr(importlib.import_module(REBUILT[kind]), kind)(*content)
     if kind.startswith("dict_"):

@@ -236,7 +236,7 @@ def mimic_fresh_interpreter() -> None:
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     builtins.exit = builtins.quit = sys.exit  # the site module, which we do without, has them
-    sys.argv = ["solution.py"]
+    sys.argv, sys.executable = ["solution.py"], os.path.realpath(sys.executable)  # a venv may be hidden
 
 
 def keep() -> None:

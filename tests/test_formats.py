@@ -133,6 +133,7 @@ def test_a_test_that_compares_nothing_is_refused(tmp_path, test):
         "try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False",
         "import unittest\nunittest.TestCase().assertEqual(f(1), 2)",
         "assert all(map(f, [1, 2]))",
+        "import pytest\nwith pytest.raises(ValueError): f(1)",
         "same(f(1), 2)",
         "import solution\nassert solution.f(1) == 2",
         "assert f(2, 3) == f(3, 2)",
@@ -142,6 +143,19 @@ def test_a_test_that_compares_nothing_is_refused(tmp_path, test):
 def test_a_test_that_compares_in_another_form_is_taken(test):
     helpers = "def same(got, expected):\n    assert got == expected"
     assert assert_tests([test], "f", "public_tests", helpers) == (AssertTest(test),)
+
+
+@pytest.mark.parametrize("column", ["setup", "preamble", "public_tests"])
+@pytest.mark.parametrize("code", ["import math, nothing.here", "from nothing import here"])
+def test_an_import_of_what_is_not_installed_is_named(tmp_path, column, code):
+    guarded = f"try:\n {code}\nexcept ImportError: pass"
+    bad, good = (
+        {column: [f"{lines}\nassert f(1) == 2"] if column == "public_tests" else lines}
+        for lines in (code, guarded)
+    )
+    load(tmp_path, CALLS | good)
+    with pytest.raises(ValueError, match=f"{column}.* imports nothing, which is not installed"):
+        load(tmp_path, CALLS | bad)
 
 
 def test_setup_that_is_no_python_is_named(tmp_path):
@@ -467,7 +481,15 @@ def test_check_tells_which_solutions_are_not_what_they_should_be(tmp_path, monke
         OWN | {"name": "good", "solutions": [right], "incorrect_solutions": [wrong]},
         OWN | {"name": "fails", "solutions": [right, wrong]},
         OWN | {"name": "passed", "solutions": [right], "incorrect_solutions": [right]},
+        CALLS | {"name": "gen", "solutions": ["def f(x): return f"]},
         OWN | {"name": "silent"},
+        CALLS | {"name": "typo", "setup": "x = 1 / 0", "solutions": ["def f(x): return 2 * x"] * 2},
+        CALLS
+        | {
+            "name": "given",
+            "public_tests": ["assert f(abs) == 2"],
+            "incorrect_solutions": ["def f(x): return 1"],
+        },
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(sys, "argv", ["data.py", str(path), "--check"])
@@ -478,9 +500,12 @@ def test_check_tells_which_solutions_are_not_what_they_should_be(tmp_path, monke
     assert told == [
         "fails: its solution 2 fails test 2: wrong answer",
         "passed: its wrong solution 1 passes all tests",
+        "gen: its solution 1 fails test 1: exception. TypeError: a value of type function is not plain data",
+        "typo: the set-up of the tests fails, whatever the program is: ZeroDivisionError: division by zero",
+        "given: a test calls f, but a value of type builtin_function_or_method is not plain data",
     ]
     assert last.startswith(
-        "4 problems: 1 fail an own solution, 1 are passed by a wrong one, 1 have none; the slowest"
+        "7 problems: 4 fail an own solution, 1 are passed by a wrong one, 1 have none; the slowest"
     )
 
 
@@ -525,6 +550,13 @@ def test_random_feedback_without_another_answer_is_refused_when_problems_are_loa
     path.write_text(json.dumps(OWN) + "\n")
     config = Config(model="any", problems=str(path), valid_split="", test_split="")
     assert len(load_splits(config, tokenizer)[0]) == 1
-    for needs in ({"test_split": "test"}, {"feedback": "random"}):  # the table before and after has it too
+    two = tmp_path / "two"
+    two.mkdir()
+    for split, names in (("train", "ab"), ("valid", "a")):
+        rows = "".join(json.dumps(OWN | {"name": name}) + "\n" for name in names)
+        (two / f"{split}.jsonl").write_text(rows)
+    one_valid = {"problems": str(two), "valid_split": "valid", "feedback": "random"}
+    # The table before and after has it too.
+    for needs in ({"test_split": "test"}, {"feedback": "random"}, one_valid):
         with pytest.raises(ValueError, match="it needs problems with two different answers"):
             load_splits(replace(config, **needs), tokenizer)

@@ -695,7 +695,18 @@ def test_a_server_that_is_lost_after_a_zygotes_last_result_adds_none(monkeypatch
             "assert f(1) == [3, 0.5, True]",
         ),
         ("import numpy as np\ndef f(x): return np.array([[1, 2]])", "assert f(1) == [[1, 2]]"),
+        (
+            "import numpy as np\ndef f(x): return np.array([x, 2])",
+            "import numpy as np\nassert np.array_equal(f(1), [1, 2]) and (f(1) == [1, 2]).all()",
+        ),
+        (
+            "import numpy as np\ndef f(x): return x.sum()",
+            "import numpy as np\nassert f(np.array([[1, 2]])) == 3",
+        ),
         ("def f(x): return map(str, [1, 2])", "assert list(f(1)) == ['1', '2']"),
+        ("def f(x): yield from (x, 2)", "assert list(f(1)) == [1, 2]"),
+        ("def f(x): return iter([x]), reversed([x])", "a, b = f(1)\nassert [*a, *b] == [1, 1]"),
+        ("import itertools\ndef f(x): return itertools.chain([x], [2])", "assert [*f(1)] == [1, 2]"),
         (
             "def f(x): return [zip([1], [2]), range(3), {1: 2}.values()]",
             "a, b, c = f(1)\nassert (list(a), b, list(c)) == ([(1, 2)], range(3), [2])",
@@ -764,22 +775,37 @@ def test_the_bound_of_a_result_follows_the_memory_limit(sandbox):
         "x = f(1)\nassert x == x",
         "x = f(1)\ny = x\nassert not x != y",
         "x = f(1)\nassert x in [x]",
+        "assert f(1) == f(1)",
+        "x = f([1])\ny = f([1])\nassert x == y",
+        "assert f(1) in [f(1)]",
+        "y = str(f(1))\nassert y == str(f(1))",
     ],
 )
-def test_a_test_that_compares_no_answer_is_not_passed(sandbox, test):
+def test_a_test_that_compares_no_answer_is_no_verdict_on_the_program(sandbox, test):
     for setup in ("", "assert 1 == 1"):
         setup += "\ndef equal(a, b):\n  assert a == b"
-        ((result,),) = sandbox.run([Job("def f(x): return 1", (AssertTest(test),), SHORT, "f", setup)])
-        assert result.verdict == Verdict.EXCEPTION and "compares nothing" in result.traceback
+        with pytest.raises(ValueError, match="^mine: a test compares nothing with an answer"):
+            sandbox.run([Job("def f(x): return 1", (AssertTest(test),), SHORT, "f", setup, name="mine")])
 
 
 @pytest.mark.parametrize(
     "test",
-    ["assert f(f(1)) == 1", "x = f(1)\ny = f(x)\nassert x == y", "x = f([2, 1])\nassert sorted(x) == [1, 2]"],
+    [
+        "assert f(f(5)) == 5",
+        "x = f(5)\ny = f(x)\nassert x == y",
+        "assert f([2, 1]) == f([1, 2])",
+        "x = f([2, 1])\nassert sorted(x) == x",
+        "assert f(5) != f(6)",
+        "assert f(f([5]) + [3]) == [3, 5]",
+    ],
 )
 def test_a_property_of_answers_is_a_comparison(sandbox, test):
-    ((result,),) = sandbox.run([Job("def f(x): return x", (AssertTest(test),), SHORT, "f")])
-    assert result.verdict == Verdict.PASSED
+    right = "def f(x): return sorted(x) if type(x) is list else x"
+    wrong = "calls = []\ndef f(x):\n  calls.append(x)\n  n = 1 if x == 6 else len(calls)\n"
+    wrong += "  return [9 - n, 0] if type(x) is list else n"
+    for program, verdict in ((right, "passed"), (wrong, "wrong answer")):
+        ((result,),) = sandbox.run([Job(program, (AssertTest(test),), SHORT, "f")])
+        assert result.verdict == verdict, result
 
 
 @pytest.mark.parametrize("setup", ["import nothing_installed", "1 / 0", "def g(:", "raise SystemExit"])
@@ -790,6 +816,9 @@ def test_a_set_up_that_fails_is_no_verdict_on_the_program(sandbox, setup, count)
     )
     with pytest.raises(ValueError, match="^mine/7: the set-up of the tests fails, whatever the program is: "):
         sandbox.run([job])
+    row = replace(job, setup="", tests=(AssertTest("assert f(lambda: 1) == 1"),) * count)
+    with pytest.raises(ValueError, match="^mine/7: a test calls f, but a value of type function is"):
+        sandbox.run([row])
     good = Job("def f(x): return x", (AssertTest("assert f(1) == 1"),), SHORT, "f")
     assert sandbox.run([good])[0][0].verdict == Verdict.PASSED  # the worker goes on
 
@@ -845,6 +874,7 @@ def test_comparisons_of_all_forms_count(sandbox, test):
         ("return x", "x.append(2)", "y = [1]\nf(y)\nassert y == [1]"),
         ("x.append(2)", "return x", "y = [1]\nf(y)\nassert y == [1, 2]"),
         ("return x", "x.append(2)", "y = []\nf(y)\nassert y == []"),
+        ("raise KeyError", "return 1", "import pytest\nwith pytest.raises(KeyError): f([1])"),
     ],
 )
 def test_what_a_call_does_is_compared_in_all_forms(sandbox, right, wrong, test):
@@ -874,7 +904,8 @@ def test_a_setup_has_no_more_rights_than_a_test(sandbox):
 
 @pytest.mark.parametrize("code", ["import os; os._exit(0)", "print(1); import os; os._exit(0)", "1 / 0", "("])
 def test_a_judge_that_ends_is_no_verdict_of_passed_and_ends_no_run(sandbox, code):
-    for setup, test in ((code, "assert f(1) == 1"), ("", f"assert f(1) == 1\n{code}")):
+    cases = [("", f"assert f(1) == 1\n{code}"), *[(code, "assert f(1) == 1")] * ("os" in code)]
+    for setup, test in cases:  # a set-up that raises an error ends the job, see above
         (results,) = sandbox.run([Job("def f(x): return x", (AssertTest(test),) * 3, SHORT, "f", setup)])
         assert [result.verdict for result in results] == ["exception"] * 3
 
@@ -882,6 +913,12 @@ def test_a_judge_that_ends_is_no_verdict_of_passed_and_ends_no_run(sandbox, code
 @pytest.mark.parametrize(
     ("program", "expected", "verdict"),
     [
+        ("\ufeffprint(1)", "1", "passed"),
+        (
+            "import subprocess as s, sys\nprint(s.check_output([sys.executable, '-c', 'print(1)'], text=True))",
+            "1",
+            "passed",
+        ),
         ("import sys\nsys.stdout.write('ab\\n' * 700_000)", "ab\n" * 700_000, "passed"),
         ("import sys\nsys.stderr.write('x' * 900_000)\nprint('y' * 500_000)", "y" * 500_000, "passed"),
         ("import sys\nsys.stderr.write('x' * 1_100_000)\nprint(42)", "42", "too much output"),
