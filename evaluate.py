@@ -325,7 +325,7 @@ def before_and_after(before: dict, after: dict) -> str:
         figures = {f"solved within turn {t}": share for t, share in enumerate(true["solved_by_turn"], 1)}
         figures |= {"solved, random feedback": random["solved"]}
         figures |= {"true minus random": true["solved"] - random["solved"]}
-        figures |= {"repeats after feedback": true["repeats"]}
+        figures |= {"repeats after feedback": true["repeats"], "false positives": true["false_positives"]}
         figures |= {f"solved: {group or 'all'}": share for group, share in true["by_group"].items()}
         for name, figure in figures.items():
             rows[name][when] = f"{figure:.3f}"

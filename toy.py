@@ -12,7 +12,7 @@ one token: reading needs recognition, but no arithmetic. A third of a million pa
 The model that RLEF starts from is trained on synthetic dialogs (the warm start), in two lessons. The first
 teaches skills: to write the program that a statement or feedback tells and, as a bad example, one that only
 prints the expected output. RL can then sample and reinforce them. The second teaches habits that RLEF has to
-change: most answers are the family's first program, or print the expected output, and few are right.
+change: most answers are the family's first program, or print the expected output, and some are right.
 
 RL sees only a part of the world. The test split has four groups: "seen" (rule and frame occur in RL, with
 other inputs), "new combination" (both occur, but never together), "new rule" (occurs only in the warm start,
@@ -279,7 +279,7 @@ def warm_start_dialog(
     draw: random.Random,
     turn_limit: int = 3,
     told: float = 0.1,
-    reading: float = 0.2,
+    reading: float = 0.25,
     hard_coded: float = 0.4,
     favourite: float = 0.75,
     faults: float = 0.1,

@@ -76,27 +76,31 @@ def table(results: Sequence[dict]) -> str:
         "passes public tests": ("own", "public_passed"),
         "of these wrong": ("own", "false_positives"),
     }
-    lines = []
+    lines, measured = [], {result["run"] for result in results}
     for question, names in RUNS.items():
+        if measured.isdisjoint(names):
+            continue
         lines += [f"| {question} | " + " | ".join(columns) + " | seeds |", "|---" * (len(columns) + 2) + "|"]
         compared = STARTS[1:] if question == "reward" else ("start", "ours")
-        for name in (*compared, *names):
+        for name in (name for name in (*compared, *names) if name in measured):
             cells = [cell(values(results, name, *keys)) for keys in columns.values()]
             lines.append(f"| {name} | " + " | ".join(cells) + f" | {len(values(results, name))} |")
         lines.append("")
+    if "ours" not in measured:
+        return "\n".join(lines)
     lines += ["| trained with | " + " | ".join(f"evaluated with {n}" for n in LIMITS) + " |"]
     lines += ["|---" * (len(LIMITS) + 1) + "|"]
-    for name in BY_LIMIT:
+    for name in (name for name in BY_LIMIT if name in measured):
         cells = [cell(values(results, name, "by_limit", str(n), "solved")) for n in LIMITS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "| budget | dialogs of three turns: solved | answers a problem | tokens a problem solved |"]
     lines[-1] += "".join(f" {n} first answers |" for n in (1, 3, 6, 12)) + " tokens a problem solved |"
     lines += ["|---" * 9 + "|"]
-    for name in ("start", "turn limit 1", "ours"):
+    for name in (name for name in ("start", "turn limit 1", "ours") if name in measured):
         chosen = [result for result in results if result["run"] == name]
         dialogs = [result["by_limit"]["3"] for result in chosen]
         draws = [result["draws"] for result in chosen]
-        count = len(draws[0]["solved_of_problem"]) if draws else 0
+        count = len(draws[0]["solved_of_problem"])
         cells = [cell([of["solved"] for of in dialogs])]
         cells += [cell([of["programs"] / count for of in dialogs], 2)]
         cells += [cell([of["generated_tokens"] / (of["solved"] * count) for of in dialogs], 0)]

@@ -1,5 +1,6 @@
-"""The runs of benchmarks/questions.py: each changes what it says; the table is made of stored figures."""
+"""The runs of benchmarks/questions.py: each changes what it says; tables are made of stored figures."""
 
+import json
 from collections import Counter
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import data
 import ppo
 import rollout
 import toy
-from benchmarks import questions, questions_report
+from benchmarks import main_run, questions, questions_report
 from sandbox import TestResult, Verdict
 
 
@@ -90,3 +91,9 @@ def test_public_rewards_believe_the_public_tests():
         entered(stack, "public tests only")
         assert ppo.turn_rewards(passed).tolist() == [1, -1]
     assert ppo.turn_rewards(passed).tolist() == [-1, -1]
+
+
+def test_the_table_of_the_main_run_is_made_of_the_stored_figures():
+    stored = json.loads(main_run.RESULTS.read_text())
+    assert len(stored) >= 3
+    assert main_run.table(stored) in (main_run.ROOT / "benchmarks" / "README.md").read_text()
