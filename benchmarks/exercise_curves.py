@@ -115,14 +115,14 @@ def trained(changes: dict, seed: int, output: Path | None = None) -> list[float]
     """
     with tempfile.TemporaryDirectory() as directory:
         output = output or Path(directory) / "run"
-        settings = (
-            SETTINGS | UNWATCHED | {"seed": seed, "model": str(toy.ensure_base(BASE)), "output": str(output)}
-        )
+        settings = SETTINGS | UNWATCHED | {"seed": seed, "output": str(output)} | changes
+        if "model" not in settings:  # another world has its own
+            settings["model"] = str(toy.ensure_base(BASE))
         # A wrong function may leave no numbers to show an episode by: no page.
         unseen = {"choose": lambda episodes: [], "page": SimpleNamespace(write=lambda path: None)}
         try:
             with patch.multiple(loop, **unseen):
-                loop.train(Config(**settings | changes))
+                loop.train(Config(**settings))
         except FloatingPointError as error:
             print(f"training broke down: {error}")
         return [json.loads(line)["solved"] for line in (output / "metrics.jsonl").read_text().splitlines()]

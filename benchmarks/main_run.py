@@ -37,7 +37,7 @@ def figures(result: dict) -> dict[str, float]:
         value = result
         for key in keys:
             value = value[key]
-        found[name] = round(value, 4)
+        found[name] = round(value, 6)
     return found
 
 
