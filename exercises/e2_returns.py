@@ -9,6 +9,7 @@ Check: python exercises/e2_returns.py         Effect on learning: python exercis
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from classroom import Task, checker, episode, from_tree, main, random_episode
@@ -26,8 +27,7 @@ def turn_returns(episodes: list, kl: Tensor, beta: float, gamma: float) -> Tenso
 
 # ---- the check: nothing below is yours to write ------------------------------------------------------------
 
-reward = from_tree("ppo.py", "turn_rewards", torch=torch)
-summed = from_tree("ppo.py", "turn_returns", torch=torch)
+reward, summed = from_tree("ppo.py", "turn_rewards", "turn_returns", torch=torch)
 
 
 def rows(episodes: list) -> Tensor:
@@ -38,29 +38,28 @@ def ours(episodes, kl, beta, gamma) -> Tensor:
     return summed(reward(episodes) - beta * kl, rows(episodes), gamma)  # (N,)
 
 
-def with_rewards(of_turn):
+def rewarded(of_turn, es, kl, beta, gamma) -> Tensor:
     """Wrong returns. Args: of_turn: from a turn's right reward, 1 or -1 for its dialog, is it last, valid."""
-
-    def wrong(es, kl, beta, gamma):
-        turns = [(2.0 * e.solved - 1, turn is e.turns[-1], bool(turn.code)) for e in es for turn in e.turns]
-        r = [of_turn(right, *turn) for right, turn in zip(reward(es).tolist(), turns, strict=True)]
-        return summed(torch.tensor(r) - beta * kl, rows(es), gamma)  # (N,)
-
-    return wrong
+    turns = [(2.0 * e.solved - 1, turn is e.turns[-1], bool(turn.code)) for e in es for turn in e.turns]
+    r = [of_turn(right, *turn) for right, turn in zip(reward(es).tolist(), turns, strict=True)]
+    return summed(torch.tensor(r) - beta * kl, rows(es), gamma)  # (N,)
 
 
 WRONG = {  # each returns (N,)
     "leak over episodes": lambda es, kl, beta, gamma: summed(reward(es) - beta * kl, 0 * rows(es), gamma),
-    "-0.2 on the last turn too": with_rewards(lambda r, all, last, valid: r - 0.2 * (last and not valid)),
-    "reward on every turn": with_rewards(lambda r, all, last, valid: all if last or valid else r),
+    "-0.2 on the last turn too": partial(rewarded, lambda r, all, last, ok: r - 0.2 * (last and not ok)),
+    "-0.2 instead of -1": partial(rewarded, lambda r, all, last, ok: r if ok else -0.2),
+    "0 for a failure": partial(rewarded, lambda r, all, last, ok: max(r, 0.0) if last else r),
+    "reward on every turn": partial(rewarded, lambda r, all, last, ok: all if last or ok else r),
     "KL left out": lambda es, kl, beta, gamma: summed(reward(es), rows(es), gamma),
     "KL of its own turn only": lambda es, kl, beta, gamma: summed(reward(es), rows(es), gamma) - beta * kl,
     "KL added": lambda es, kl, beta, gamma: ours(es, -kl, beta, gamma),
+    "gamma left out": lambda es, kl, beta, gamma: ours(es, kl, beta, 1.0),
     "public tests only": lambda es, *rest: ours([replace(e, solved=e.public_passed) for e in es], *rest),
 }
 UNSOLVED, SOLVED = episode([(2, 4), (6, 8), (10, 12)], "nyn"), episode([(2, 4), (6, 8)], "ny", solved=True)
 PUBLIC_ONLY = episode([(2, 4), (6, 8)], "yy", public_passed=True)
-KL = torch.tensor([0.2, 0.0, 0.4, 0.6, 0.2])  # (N,)
+KL = torch.tensor([0.2, 0.0, 0.4, -0.6, 0.2])  # (N,)
 EXAMPLES = {
     "not solved in three turns, then solved in two": ([UNSOLVED, SOLVED], KL, 0.5, 0.5),
     "public tests passed but a private one failed": ([PUBLIC_ONLY], KL[:2], 0.5, 1.0),
@@ -69,7 +68,7 @@ EXAMPLES = {
 
 def larger(number: int) -> tuple:
     episodes = [random_episode(8 * number + i) for i in range(8)]
-    kl = torch.rand(len(rows(episodes)), generator=torch.Generator().manual_seed(number))  # (N,)
+    kl = torch.randn(len(rows(episodes)), generator=torch.Generator().manual_seed(number))  # (N,)
     return episodes, kl, 0.3, 0.8
 
 

@@ -11,11 +11,11 @@ Check: python exercises/e6_feedback.py         Effect on learning: python exerci
 import json
 import re
 
-from classroom import ROOT, SENTENCES, main
+from classroom import ROOT, SENTENCES, main, problem_with_results
 
 import data
 from data import Problem
-from sandbox import AssertTest, IoTest, TestResult, Verdict
+from sandbox import TestResult
 
 
 def feedback(problem: Problem, results: list[TestResult] | None) -> str:
@@ -37,15 +37,6 @@ SAY = SENTENCES["e6_feedback"]
 EXAMPLES = json.loads((ROOT / "exercises" / "messages.json").read_text())
 
 
-def example(number: int, filler="") -> tuple[Problem, list[TestResult]]:
-    """A problem and results. Args: filler: what makes each of their texts longer."""
-    stored = json.loads(re.sub(r"\d{5}", rf"\g<0>{filler}", json.dumps(EXAMPLES[number])))
-    kind, name = (AssertTest, "double") if "code" in stored["private"][0] else (IoTest, "")
-    public, private = (tuple(kind(**test) for test in stored[part]) for part in ("public", "private"))
-    results = [TestResult(**told | {"verdict": Verdict(told["verdict"])}) for told in stored["results"]]
-    return Problem(str(number), "Double it.", public, private, entry_point=name), results
-
-
 def mistake_in(message: object, number: int) -> str | None:
     """What is wrong with the message of an example."""
     if not isinstance(message, str):
@@ -53,6 +44,7 @@ def mistake_in(message: object, number: int) -> str | None:
     public, private, results, needed, forbidden = EXAMPLES[number].values()
     earlier = re.findall(r"\d{5}", json.dumps(EXAMPLES[:number]))
     wrong = [SAY["another problem's"]] * any(text in message for text in earlier)
+    wrong += [SAY["tells a solution"]] * ("return x + x" in message)
     wrong += [SAY[mistake] for pattern, mistake in forbidden.items() if re.search(pattern, message.lower())]
     wrong += [SAY["tells nothing"]] * (not any(text in message for text in needed if text.isdigit()))
     wrong += [SAY[mistake].format(text) for text, mistake in needed.items() if text not in message.lower()]
@@ -63,13 +55,16 @@ def mistake_in(message: object, number: int) -> str | None:
 
 def check(feedback=feedback) -> str | None:
     try:
-        found = (mistake_in(feedback(*example(number)), number) for number in range(len(EXAMPLES)))
-        if mistake := next(filter(None, found), None):
-            return mistake
-        if "code" not in (message := str(feedback(example(0)[0], None))).lower():
+        for number, stored in enumerate(EXAMPLES):
+            if mistake := mistake_in(feedback(*problem_with_results(stored)), number):
+                return mistake
+        if "code" not in (message := str(feedback(problem_with_results(EXAMPLES[0])[0], None))).lower():
             return f"Your message if there is no valid code:\n{message}\n{SAY['no valid code']}"
-        long = max(len(feedback(*example(number, "7" * 50_000))) for number in range(len(EXAMPLES)))
-        return SAY["uncut"] if long > 40_000 else None
+        for number, stored in enumerate(EXAMPLES):
+            message = feedback(*problem_with_results(stored, times=10_000))
+            if len(message) > 40_000 or mistake_in(message, number):
+                return SAY["uncut" if len(message) > 40_000 else "cut as a whole"]
+        return None
     except NotImplementedError:
         raise
     except Exception as error:

@@ -32,7 +32,7 @@ def naive_grade(program: str, tests: list[tuple[str, str]], believes: str) -> bo
     harness = HARNESS.format(tests=tests, program=program, secret=told)
     command = [sys.executable, "-I", "-S", "-c", harness]
     try:
-        done = subprocess.run(command, input=secret, capture_output=True, text=True, timeout=5)
+        done = subprocess.run(command, input=secret, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
         return False
     if believes == "exit code":
@@ -48,8 +48,11 @@ def forgery(believes: str) -> str:
     raise NotImplementedError("forgery must return the text of a program")
 
 
-def grade(program: str, tests: list[tuple[str, str]]) -> bool:
-    """Whether the program prints, for each (input, output) of `tests`, only the output's words in 1 s."""
+def grade(program: str, tests: list[tuple[str, str]], seconds: float) -> bool:
+    """Whether the program prints only the output's words, for each (input, output) of `tests`.
+
+    Args: seconds: how long it may take for each.
+    """
     raise NotImplementedError("grade must return True or False")
 
 
@@ -58,12 +61,7 @@ def grade(program: str, tests: list[tuple[str, str]]) -> bool:
 SAY = SENTENCES["e8_grader"]
 TESTS = [("3 4 5\n", "12\n"), ("70123 1\n", "70124\n")]
 BELIEFS = ("exit code", "marker", "comparison")
-HONEST = (
-    "print(sum(map(int, input().split())))",
-    "import sys\nprint(sum(int(word) for word in sys.stdin.read().split()), end='')",
-    "def f():\n    return sum(map(int, input().split()))\n\nif __name__ == '__main__':\n    print(f(), '')",
-    "import sys, time\ntime.sleep(0.2)\nprint(sum(map(int, input().split())))\nprint('!', file=sys.stderr)",
-)
+PROGRAMS = (ROOT / "exercises" / "forgeries.txt").read_text()  # reading it would spoil the exercise
 
 
 def check(forgery=forgery, grade=grade) -> str | None:
@@ -76,12 +74,12 @@ def check(forgery=forgery, grade=grade) -> str | None:
             return f"This program for {believes!r} solves the problem, so it is no forgery:\n{program}"
     if len(set(programs.values())) < len(BELIEFS):
         return "Two of the forgeries are the same program: find three ways."
-    for program in HONEST:  # twice, because a busy machine may make one slow
-        if (verdict := verdict_of(grade, program, TESTS) or verdict_of(grade, program, TESTS)) is not True:
+    for word, _, program in (entry.partition("\n") for entry in PROGRAMS.split("\n#### ")[1:]):
+        seconds = 0.5 if word == "late" else 60  # no busy machine makes a right program that slow
+        verdict = verdict_of(grade, program, TESTS, seconds)
+        if word == "right" and verdict is not True:
             return f"This program is right:\n{program}\n{verdict or 'Your grader says that it is not.'}"
-    hidden = (ROOT / "exercises" / "forgeries.txt").read_text()  # reading it would spoil the exercise
-    for word, _, program in (entry.partition("\n") for entry in hidden.split("\n#### ")[1:]):
-        if (verdict := verdict_of(grade, program, TESTS)) is not False:
+        if word != "right" and verdict is not False:
             return f"A program gets past your grader. {SAY[word] if verdict is True else verdict}"
     return None
 

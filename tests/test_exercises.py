@@ -1,5 +1,7 @@
 """The exercises: a check accepts what is right, however it is written, and names what is wrong."""
 
+import contextlib
+import io
 import json
 import re
 import subprocess
@@ -199,6 +201,8 @@ def test_each_wrong_feedback_hears_its_own_sentence(mistake):
         (lambda problem, results: otherwise(problem, results).replace("time", ""), "word “time”"),
         (lambda problem, results: otherwise(problem, results).replace("ValueError", "")[:80], "missing"),
         (lambda problem, results: f"{otherwise(problem, results)}{results}", "would fill the context"),
+        (lambda *given: data.feedback_message(*given)[:2000], "cut as a whole"),
+        (lambda problem, results: f"{otherwise(problem, results)}{problem.correct_solutions}", "a solution"),
         (lambda *given: re.sub("(not|should be) ", "the output expected: ", otherwise(*given)), "swapped"),
     ],
 )
@@ -213,28 +217,33 @@ FORGERIES = {
 }
 
 
-def believes_exit_code(program, tests):
+def believes_exit_code(program, tests, seconds):
     return E8.naive_grade(program, tests, "exit code")
 
 
-def believes_marker(program, tests):
+def believes_marker(program, tests, seconds):
     return E8.naive_grade(program, tests, "marker")
 
 
-def believes_comparison(program, tests):
+def believes_comparison(program, tests, seconds):
     return E8.naive_grade(program, tests, "comparison")
 
 
-def in_its_own_process(program, tests):
-    exec(program, {"__name__": "__main__"})
+def in_its_own_process(program, tests, seconds):
+    for given, expected in tests:
+        sys.stdin = io.StringIO(given)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(program, {"__name__": "__main__"})
+        if printed.getvalue().split() != expected.split():
+            return False
     return True
 
 
-def compares_outside(program, tests):
+def compares_outside(program, tests, seconds):
     for given, expected in tests:
         command = [sys.executable, "-I", "-S", "-c", program]
         try:
-            done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=1)
+            done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
             return False
         if done.stdout.split() != expected.split():
@@ -246,6 +255,19 @@ def test_forgeries_that_pass_and_a_grader_that_no_program_deceives():
     assert E8.check(FORGERIES.get, compares_outside) is None
 
 
+def waits_for_ever(program, tests, seconds):
+    return compares_outside(program, tests, None)
+
+
+def on_a_busy_machine(program, tests, seconds):
+    return compares_outside(f"import time; time.sleep(1.1)\n{program}", tests, seconds)
+
+
+def test_a_busy_machine_changes_no_verdict(monkeypatch):
+    monkeypatch.setattr(E8, "PROGRAMS", E8.PROGRAMS.partition("\n#### exit code")[0])  # the right ones
+    assert E8.check(FORGERIES.get, on_a_busy_machine) is None
+
+
 @pytest.mark.parametrize(
     ("grade", "mistake"),
     [
@@ -253,15 +275,15 @@ def test_forgeries_that_pass_and_a_grader_that_no_program_deceives():
         (believes_marker, "marker"),
         (believes_comparison, "comparison"),
         (in_its_own_process, "ended"),
+        (waits_for_ever, "late"),
     ],
 )
-def test_each_wrong_grader_hears_its_own_sentence(grade, mistake, monkeypatch):
-    monkeypatch.setattr(E8, "HONEST", E8.HONEST[:1] if mistake != "ended" else ())
+def test_each_wrong_grader_hears_its_own_sentence(grade, mistake):
     assert E8.check(FORGERIES.get, grade).endswith(classroom.SENTENCES["e8_grader"][mistake])
 
 
 def test_what_is_no_forgery_is_refused():
-    honest = dict.fromkeys(FORGERIES, E8.HONEST[0])
+    honest = dict.fromkeys(FORGERIES, "print(sum(map(int, input().split())))")
     assert "solves the problem" in E8.check(honest.get, compares_outside)
     assert "does not pass naive_grade" in E8.check(dict.fromkeys(FORGERIES, "print(0)").get, compares_outside)
     same = dict.fromkeys(FORGERIES, FORGERIES["comparison"])
