@@ -212,7 +212,7 @@ def test_random_feedback_of_a_function_asks_for_the_dialogs_own(monkeypatch, mod
 
 def test_prompts_that_do_not_fit_are_found_before_anything_is_sampled(tokenizer, monkeypatch):
     short, other = toy.problems("test")[:2]
-    long = replace(short, name="long", statement=short.statement * 20)
+    long = replace(short, name="long", statement=short.statement * 200)
     kept = fitting([short, long, other], tokenizer, RolloutSettings(context=200, max_new_tokens=40))
     assert kept == [0, 2]
     for place, problem in enumerate((short, long)):
