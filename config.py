@@ -38,14 +38,12 @@ class Config:
     chat_template: str = option("", "file with a chat template, for base models that have none")
     template_options: str = option("", "JSON object of options for the chat template")
     device: str = option("cuda" if torch.cuda.is_available() else "cpu", "device of all networks")
-    dtype: str = option("float32", "number type of the computation")
-    bf16_state: bool = option(False, "weights and optimiser state in --dtype too, instead of fp32")
+    dtype: str = option("float32", "number type of the computation; weights and optimiser state stay in fp32")
     cpu_offload: bool = option(False, "keep weights and optimiser state in main memory")
     gather_weights: bool = option(True, "sample with whole weights on every rank; else gather layer by layer")
     rollout_ranks: int = option(0, "number of ranks, the last ones, that only sample; the others train")
     overlap: bool = option(True, "rollout_ranks sample during training, with old weights; else in turns")
     attention: str = option("", "transformers' attention, sdpa or eager; empty: what it chooses")
-    gguf_file: str = option("", "file of --model that holds its weights as GGUF")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
     seed: int = option(0, "seed of everything random")
     iterations: int = option(20, "iterations, each a batch of rollouts and a pass of updates over it")
@@ -94,12 +92,12 @@ class Config:
 
     def loading(self) -> dict:
         """Arguments of `load_model` that all networks share."""
-        names = ("model", "device", "dtype", "attention", "gguf_file", "cpu_offload")
+        names = ("model", "device", "dtype", "attention", "cpu_offload")
         return {name: getattr(self, name) for name in names}
 
     def chat(self) -> Chat:
         """The model's tokenizer and chat template. Raises: ValueError if they cannot be used."""
-        return Chat(load_tokenizer(self.model, self.chat_template, self.gguf_file), self.template_options)
+        return Chat(load_tokenizer(self.model, self.chat_template), self.template_options)
 
     def check_ranks(self, ranks: int) -> None:
         """Raises: ValueError if this number of ranks cannot share the work."""
@@ -107,11 +105,6 @@ class Config:
         if learners < 1 or minibatch % learners:
             left = f"{ranks} ranks less rollout_ranks {self.rollout_ranks} leave {learners} to train"
             raise ValueError(f"{left}, but minibatch_episodes {minibatch} must be a multiple of these")
-
-    @property
-    def state_dtype(self) -> str:
-        """Number type of weights and optimiser state."""
-        return self.dtype if self.bf16_state else "float32"
 
 
 PAPER = dict(
@@ -140,9 +133,6 @@ PRESETS = {
 }
 ATTENTION = ("", "sdpa", "eager")
 MAY_BE_0 = ("limit_problems", "rollout_ranks", "seed", "iterations")
-# AdamW changes a weight by about the learning rate; bf16 weights of 0.02 are 1e-4 apart. In 200 updates with
-# noisy gradients 0.3 % of them moved at 2e-7, 15 % at 1e-5 and 87 % at 1e-4.
-BF16_STATE_RATE = 1e-4
 # What a resumed run may change without becoming another run. The last six only trade memory against speed: a
 # run that ran out of memory can go on.
 MAY_CHANGE = """
@@ -199,8 +189,7 @@ def check(c: Config) -> None:
     check_feedback(c.feedback)
     check_device(c.device)
     top_p, batch, minibatch = c.evaluation_top_p, c.batch_episodes, c.minibatch_episodes
-    rate, tokens = min(c.learning_rate, c.value_learning_rate), c.microbatch_tokens
-    rounded = c.bf16_state and c.dtype != "float32" and rate < BF16_STATE_RATE
+    tokens = c.microbatch_tokens
     no_model = not c.model and (c.plan or c.problems != "toy")
     disagree = {
         f"temperature is {c.temperature}, but training needs one above 0": c.temperature == 0,
@@ -212,7 +201,6 @@ def check(c: Config) -> None:
         f"{'a plan' if c.plan else c.problems} needs a --model: the toy's own knows only the toy": no_model,
         f"batch_episodes {batch} is not a multiple of minibatch_episodes {minibatch}": batch % minibatch,
         f"microbatch_tokens {tokens} cannot hold a dialog of context {c.context}": tokens < c.context,
-        f"--bf16_state would round updates with learning rate {rate:g} away, leave it out": rounded,
         "a plan is of ranks that train: leave rollout_ranks out": c.plan and c.rollout_ranks,
     }
     for sentence, wrong in disagree.items():

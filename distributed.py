@@ -19,7 +19,6 @@ Not here: tensor parallelism, mixtures of experts when sharded (their checkpoint
 """
 
 import contextlib
-import importlib.util
 import os
 import sys
 import threading
@@ -44,7 +43,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -206,30 +204,27 @@ def sandbox_workers() -> int:
 # ---- loading -----------------------------------------------------------------------------------------------
 
 
-def find_model(model: str, gguf_file: str = "") -> Path:
+def find_model(model: str) -> Path:
     """The directory of a model with weights in it; a hub name is downloaded, by one rank a node."""
-    missing = [name for name in ("gguf", "accelerate") if gguf_file and not importlib.util.find_spec(name)]
-    if missing:
-        raise ValueError(f"--gguf_file needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-    directory, wanted = Path(model), [gguf_file] if gguf_file else HUB_FILES
+    directory = Path(model)
     if not directory.is_dir():
         try:  # the ranks lock the files that they download
-            directory = Path(snapshot_download(model, allow_patterns=wanted, ignore_patterns="*/*"))
+            directory = Path(snapshot_download(model, allow_patterns=HUB_FILES, ignore_patterns="*/*"))
         except (OSError, ValueError) as error:
             told = f"and the Hugging Face hub does not give it ({type(error).__name__})"
             raise ValueError(f"{model} is not a directory, {told}") from error
-    wanted = [gguf_file] if gguf_file else WEIGHT_FILES
-    if not any(any(directory.glob(pattern)) for pattern in wanted):
+    if not any(any(directory.glob(pattern)) for pattern in WEIGHT_FILES):
         names = ", ".join(sorted(path.name for path in directory.iterdir())) or "nothing"
-        raise ValueError(f"{model} has no weights ({' or '.join(wanted)}), only {names}")
+        remedy = ": docs/gguf.md says how it is converted" * (".gguf" in names)
+        raise ValueError(f"{model} has no weights ({' or '.join(WEIGHT_FILES)}), only {names}{remedy}")
     return directory
 
 
-def load_tokenizer(model: str, chat_template: str = "", gguf_file: str = ""):
+def load_tokenizer(model: str, chat_template: str = ""):
     """The tokenizer of a model, with its own chat template or that of the file `chat_template`."""
-    directory = find_model(model, gguf_file)
+    directory = find_model(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=gguf_file or None, **LOCAL)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **LOCAL)
     except Exception as error:  # transformers raises what its parsers raise
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{model} has no tokenizer that transformers can read: {reason}") from error
@@ -240,11 +235,10 @@ def load_tokenizer(model: str, chat_template: str = "", gguf_file: str = ""):
     return tokenizer
 
 
-def load_config(model: str, gguf_file: str = "") -> PretrainedConfig:
+def load_config(model: str) -> PretrainedConfig:
     """A model's configuration."""
-    directory = find_model(model, gguf_file)
     try:
-        return AutoConfig.from_pretrained(directory, gguf_file=gguf_file or None, **LOCAL)
+        return AutoConfig.from_pretrained(find_model(model), **LOCAL)
     except (ImportError, KeyError, OSError, ValueError) as error:
         raise ValueError(f"{model} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
 
@@ -254,7 +248,6 @@ def load_model(
     device: str = "cpu",
     dtype: str = "float32",
     attention: str = "",
-    gguf_file: str = "",
     state_dtype: str = "",
     gradient_checkpointing: bool = False,
     cpu_offload: bool = False,
@@ -270,7 +263,7 @@ def load_model(
         attention: transformers' name of the implementation, sdpa or eager; empty: what it chooses.
         wrap: given the LM, returns the network to be trained (the critic).
     """
-    directory, config = find_model(model, gguf_file), load_config(model, gguf_file)
+    directory, config = find_model(model), load_config(model)
     how = {"attn_implementation": attention or None}
     try:
         if dist.is_initialized():
@@ -281,8 +274,6 @@ def load_model(
                 language_model.generation_config = GenerationConfig.from_pretrained(directory)
         else:
             how |= {"config": config, "dtype": dtype, **LOCAL}
-            if gguf_file:  # else transformers leaves the weights in their blocks, which cannot be trained
-                how |= {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
             language_model = AutoModelForCausalLM.from_pretrained(directory, **how)
     except (ImportError, OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{model} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
@@ -305,7 +296,7 @@ def _shard(language_model, wrap, directory: Path, device: str, dtype: torch.dtyp
     stored = revert_weight_conversion(language_model, language_model.state_dict(keep_vars=True))
     stored_names = {id(stored[name]): name for name in sorted(stored, key=in_files.__contains__)}
     if not {id(parameter) for parameter in language_model.parameters()} <= stored_names.keys():
-        way = "train it on one process in one number type (--dtype float32 or --bf16_state)"
+        way = "train it on one process in one number type (--dtype float32)"
         raise ValueError(f"{directory} stores each expert by itself, which cannot be sharded: {way}")
     network = wrap(language_model)
     names = {own: stored_names.get(id(t)) for own, t in network.state_dict(keep_vars=True).items()}

@@ -65,13 +65,15 @@ def collate(episodes: Sequence[Episode], device: torch.device) -> Batch:
     )
 
 
-def microbatches(episodes: Sequence[Episode], token_budget: int, ranks: int = 1) -> list[list[Episode]]:
+def microbatches(
+    episodes: Sequence[Episode], token_budget: int, ranks: int = 1, device: str = "cpu"
+) -> list[list[Episode]]:
     """The episodes in groups of similar length whose padded size is within the budget.
 
     All ranks must run the same number of forward passes, so the number of groups is a multiple of `ranks`;
     the number of episodes must be one too.
     """
-    groups = group_by_length(episodes, lambda episode: len(episode.ids), token_budget)
+    groups = group_by_length(episodes, lambda episode: len(episode.ids), token_budget, device)
     while len(groups) % ranks:
         largest = max(range(len(groups)), key=lambda g: len(groups[g]))
         middle = len(groups[largest]) // 2

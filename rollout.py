@@ -11,8 +11,9 @@ So what is trained on is what was sampled. A `Turn` is a span of `ids`; nothing 
 wrote. `Episode` is the only thing that rollouts and the learner share.
 
 A seat is a row of the key-value cache. When a response ends, its tests start at once, and the other dialogs
-go on decoding. Its results are read `TESTING_STEPS` decoding steps later. Where responses are so short that
-half of the seated dialogs wait for their tests, the half of these that has waited longest is read already.
+go on decoding. Every `TESTING_STEPS` decoding steps the results of those are read that have waited so long.
+Where responses are so short that half of the seated dialogs wait for their tests, the half of these that has
+waited longest is read already.
 Finished dialogs leave, and new ones take the free seats. This order depends only on tokens, never on time.
 Each dialog draws its random numbers from its own stream (seed, index). So the same seed gives the same
 dialogs, and what one dialog samples does not depend on the others.
@@ -53,7 +54,7 @@ from sources import first_messages, load_problems
 FEEDBACK = ("true", "random", "none")
 PREFILL_TOKENS = 8192  # of prompts and feedback, padding included, that go through the model at once
 SMALL = 10_000_000  # parameters: one CPU thread runs such a model as fast as two, and tests need the others
-TESTING_STEPS = 16  # decoding steps after which a dialog's test results are read
+TESTING_STEPS = 16  # decoding steps for which a dialog's tests may run while the others go on
 
 
 @dataclass
@@ -182,7 +183,7 @@ def _begin_turns(
     groups = []
     for at_first_turn in (True, False):  # apart, because attention is faster in empty rows
         members = [dialog for dialog in beginning if (dialog.row is None) == at_first_turn]
-        groups += group_by_length(members, new_tokens, PREFILL_TOKENS)
+        groups += group_by_length(members, new_tokens, PREFILL_TOKENS, model.device.type)
     order = _seat(cache, [decoding, *groups, testing])
     start = len(decoding)
     for group in groups:
@@ -306,7 +307,9 @@ def rollout(
         torch.set_num_threads(1)
     while waiting or decoding or testing:
         # testing -> prefilling, or finished: the longest waits, once they were long or few dialogs decode.
-        due = sum(step - dialog.ended >= TESTING_STEPS for dialog in testing)
+        due = 0
+        if step % TESTING_STEPS == 0:  # together, because many short forwards take long
+            due = sum(step - dialog.ended >= TESTING_STEPS for dialog in testing)
         if len(decoding) <= len(testing):
             due = (len(testing) + 1) // 2
         read = [testing.popleft() for _ in range(due)]

@@ -1,8 +1,10 @@
 """Sampling: a key-value cache with rows of different lengths, the next token, which models can be sampled.
 
 Written by hand because `generate` can neither keep a dialog's cache for its next turn nor remove a finished
-row. `forward` is the one place that runs a model on the cache. The model makes the mask of each layer itself
+row. `_append` is the one place that runs a model on the cache. The model makes the mask of each layer itself
 (all tokens, a window, a chunk): we only tell transformers the positions of the new tokens.
+On a GPU a decoding step is a CUDA graph: starting its thousand small operations one by one takes several
+times as long as running them (benchmarks/README.md).
 The log-probs of `sample_tokens` are those of the distribution that was sampled from, temperature and top-p
 included: PPO's behaviour policy.
 
@@ -17,16 +19,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import pad
 from transformers import AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
+from transformers.generation.logits_process import TopPLogitsWarper
 from transformers.masking_utils import causal_mask_function, eager_mask, sdpa_mask
 from transformers.modeling_outputs import ModelOutput
 
 from distributed import as_forward
 from value_head import tail_logits, trunk_of
 
-CACHE_GROWTH = 256  # tokens by which the cache's capacity grows
+CACHE_GROWTH = 256  # tokens by which the cache's capacity grows on a CPU, and what a graph reads of it
+GPU_PADDING = 2048  # tokens that a GPU computes in about the time of starting a forward of an 8B model
 CACHED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "dummy"}  # transformers' names
 
 
@@ -52,6 +57,10 @@ class RaggedCache:
         self.positions = torch.empty(0)  # (n, new) of the tokens that this forward appends
         self.empty = False  # whether these rows had no tokens before
         self.span = 0  # tokens of the longest row, the new ones included
+        # Number of rows and span to a CUDA graph of a decoding step, its ids and positions (2, n, 1), and its
+        # logits (n, V). None: no graphs, because the model cannot be captured.
+        self.graphs: dict[tuple[int, int], tuple] | None = {}
+        self.few_sizes = False  # whether decoding rounds rows and span up, as graphs need it
 
     def update(self, keys, values, layer: int, *_unused, **_ignored) -> list[torch.Tensor]:
         """Store new keys and values (n, heads, new, head_dim); returns all, (n, heads, span, head_dim)."""
@@ -59,12 +68,15 @@ class RaggedCache:
             self.stores[layer] = [new.new_zeros(0, new.shape[1], 0, new.shape[3]) for new in (keys, values)]
         for part, new in enumerate((keys, values)):
             store = self.stores[layer][part]  # (rows, heads, capacity, head_dim)
-            more_rows, more_tokens = len(self.lengths) - len(store), self.span - store.shape[2]
+            # One token more than the longest row: `decode` may write behind the end of rows that it ignores.
+            more_rows, more_tokens = len(self.lengths) - len(store), self.span + 1 - store.shape[2]
             if more_rows > 0 or more_tokens > 0:
-                more_tokens = -(-max(0, more_tokens) // CACHE_GROWTH) * CACHE_GROWTH
-                more_tokens = min(more_tokens, self.context - store.shape[2])
-                store = pad(store, (0, 0, 0, more_tokens, 0, 0, 0, max(0, more_rows)))
+                room = self.context + 1 - store.shape[2]
+                if new.device.type == "cpu":  # a GPU has it all at once: growing would leave unusable pieces
+                    room = min(room, -(-max(0, more_tokens) // CACHE_GROWTH) * CACHE_GROWTH)
+                store = pad(store, (0, 0, 0, room, 0, 0, 0, max(0, more_rows)))
                 self.stores[layer][part] = store
+                self.graphs = self.graphs and {}  # they would use the old memory
             store[self.row_numbers, :, self.positions] = new.transpose(1, 2)
         return [store[self.rows, :, : self.span] for store in self.stores[layer]]
 
@@ -85,8 +97,11 @@ class RaggedCache:
         origins = [sources[row] for row in moved]
         length = max((self.lengths[row] for row in origins), default=0)
         self.lengths = [0 if source is None else self.lengths[source] for source in sources]
+        changes = torch.tensor(
+            [moved, origins], device=self.positions.device
+        )  # (2, moved) once for all layers
         for store in (store for layer in self.stores.values() if moved for store in layer):
-            store[moved, :, :length] = store[origins, :, :length]
+            store[changes[0], :, :length] = store[changes[1], :, :length]
 
 
 def _by_row(make_mask: Callable) -> Callable:
@@ -148,30 +163,65 @@ def prefill(model: PreTrainedModel, cache: RaggedCache, rows: slice, new_ids: li
 
 @torch.no_grad()
 def decode(model: PreTrainedModel, cache: RaggedCache, tokens: list[int]) -> torch.Tensor:
-    """Append one token to each of the first n rows of the cache; returns the logits after them, (n, V)."""
-    n = len(tokens)
-    ids, positions = torch.tensor([tokens, cache.lengths[:n]], device=model.device).unsqueeze(-1)  # (n, 1)
-    cache.rows, cache.positions, cache.empty = slice(0, n), positions, False
-    cache.span = max(cache.lengths[:n]) + 1
-    logits = _append(model, cache, ids, logits_to_keep=1).logits[:, -1]  # (n, V)
-    cache.lengths[:n] = [length + 1 for length in cache.lengths[:n]]
-    return logits
+    """Append one token to each of the first n rows of the cache; returns the logits after them, (n, V).
+
+    A CUDA graph repeats a step with the same memory and sizes. So that few graphs are enough, the next rows
+    are run too, up to a power of two, and the cache is read up to a multiple of `CACHE_GROWTH`. What the
+    further rows get is behind their end: it is not read, but overwritten.
+    """
+    on_gpu = model.device.type == "cuda" and not isinstance(model, FSDPModule)  # whose ranks wait for others
+    rows, cache.span = len(tokens), max(cache.lengths[: len(tokens)]) + 1
+    if cache.few_sizes or (on_gpu and cache.graphs is not None):
+        stored = [len(keys) for keys, _ in cache.stores.values()]
+        rows = min(1 << (rows - 1).bit_length(), max(len(cache.lengths), *stored))
+        cache.span = min(-(-cache.span // CACHE_GROWTH) * CACHE_GROWTH, cache.context)
+    cache.rows, cache.empty, size = slice(0, rows), False, (rows, cache.span)
+    padded = ((column + [0] * rows)[:rows] for column in (tokens, cache.lengths))
+    inputs = torch.tensor([*padded]).unsqueeze(-1)  # (2, rows, 1)
+    if cache.graphs and size in cache.graphs:
+        graph, graph_inputs, logits = cache.graphs[size]
+        graph_inputs.copy_(inputs)
+        graph.replay()
+    else:
+        inputs = inputs.to(model.device)  # (2, rows, 1)
+        cache.positions = inputs[1]  # (rows, 1)
+        logits = _append(model, cache, inputs[0], logits_to_keep=1).logits[:, -1]  # (rows, V)
+        if on_gpu and cache.graphs is not None:
+            _capture(model, cache, inputs)
+    cache.lengths[: len(tokens)] = [length + 1 for length in cache.lengths[: len(tokens)]]
+    return logits[: len(tokens)].clone()  # (n, V) the next step writes into the same memory
 
 
-def group_by_length(items: Sequence, length: Callable[[Any], int], token_budget: int) -> list[list]:
+def _capture(model: PreTrainedModel, cache: RaggedCache, inputs: torch.Tensor) -> None:
+    """Keep the decoding step that has just run on `inputs` (2, n, 1) as a CUDA graph for its next time."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        others = (other for other, *_ in cache.graphs.values())
+        with torch.cuda.graph(graph, pool=next((other.pool() for other in others), None)):  # they take turns
+            logits = _append(model, cache, inputs[0], logits_to_keep=1).logits[:, -1]  # (n, V)
+        cache.graphs[len(cache.positions), cache.span] = graph, inputs, logits
+    except RuntimeError:  # it waits for the device, as routers of experts do: such a model runs without
+        cache.graphs = None
+
+
+def group_by_length(
+    items: Sequence, length: Callable[[Any], int], token_budget: int, device: str
+) -> list[list]:
     """Groups of items of similar length, the longest first, that are padded to one length and run together.
 
     A group, padding included, is within the budget, or is one item. Each item has at least 0.9 of the length
-    of the longest in its group.
+    of the longest in its group; on a GPU less, if that adds little padding.
     """
     groups: list[list] = []
-    longest = 0
+    longest = padding = 0
     for item in sorted(items, key=length, reverse=True):
-        if groups and longest * (len(groups[-1]) + 1) <= token_budget and length(item) >= 0.9 * longest:
+        padding += longest - length(item)
+        similar = length(item) >= 0.9 * longest or (device != "cpu" and padding <= GPU_PADDING)
+        if groups and longest * (len(groups[-1]) + 1) <= token_budget and similar:
             groups[-1].append(item)
         else:
             groups.append([item])
-            longest = length(item)
+            longest, padding = length(item), 0
     return groups
 
 
@@ -186,12 +236,10 @@ def sample_tokens(
     if temperature == 0:
         tokens = logits.argmax(-1)  # (n,)
         return tokens, torch.zeros(len(tokens), device=logits.device)  # probability 1
-    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)  # (n, V)
+    logits = logits.float() / temperature  # (n, V)
     if top_p < 1:
-        ordered, order = logprobs.sort(dim=-1, descending=True)  # (n, V)
-        before = ordered.exp().cumsum(-1) - ordered.exp()  # (n, V) probability of all tokens before each
-        ordered = ordered.masked_fill(before >= top_p, -torch.inf)  # (n, V)
-        logprobs = torch.empty_like(logprobs).scatter_(-1, order, ordered).log_softmax(-1)  # (n, V)
+        logits = TopPLogitsWarper(top_p)(None, logits)  # (n, V)
+    logprobs = logits.log_softmax(-1)  # (n, V)
     cdf = logprobs.exp().double().cumsum(-1)  # (n, V) a sum of 128k terms in fp32 is too inexact
     threshold = noise.double()[:, None] * cdf[:, -1:]  # (n, 1)
     tokens = torch.searchsorted(cdf, threshold, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)  # (n,)
@@ -291,6 +339,7 @@ def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> N
     # The dtype of the computation; the parameters of a sharded model may have another.
     dtype = as_forward(lambda model: trunk_of(model)(ids[:, :1], use_cache=False)[0].dtype, model)
     exact = dtype == torch.float32
+    # Half precision: SmolLM2-135M's own forward differs by 0.05 from that in fp32, and sampling by 0.035.
     limit = 1e-3 if exact else 0.1
     for path, function in {"training": trained, "sampling with a cache": sampled}.items():
         gap = (logprobs(path, function) - own).abs()  # (2, last, V)
@@ -299,4 +348,3 @@ def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> N
         if not difference < limit:
             wrong = f"{path} gives log-probs that differ by {difference:.2g} from the model's own"
             raise ValueError(f"{name} is not supported: {wrong}")
-        limit = limit if exact else max(0.03, 4 * difference)  # sampling rounds more than training

@@ -138,7 +138,7 @@ def draw_minibatches(episodes: list[Episode], iteration: int, config: Config) ->
     """
     order = np.random.default_rng([config.seed, 1, iteration]).permutation(len(episodes))
     minibatches = ([episodes[i] for i in chosen] for chosen in order.reshape(-1, config.minibatch_episodes))
-    return [ppo.microbatches(minibatch, config.microbatch_tokens, ranks()) for minibatch in minibatches]
+    return [ppo.microbatches(m, config.microbatch_tokens, ranks(), config.device) for m in minibatches]
 
 
 def read_values(critic, batch: ppo.Batch, config: Config) -> torch.Tensor:
@@ -276,7 +276,7 @@ class Setup:
 
 def load_networks(config: Config) -> tuple[torch.nn.Module, tuple]:
     """Load three networks from the same checkpoint. Returns: `reference` and `trainable` of a Setup."""
-    trained = {"gradient_checkpointing": config.gradient_checkpointing, "state_dtype": config.state_dtype}
+    trained = {"gradient_checkpointing": config.gradient_checkpointing, "state_dtype": "float32"}
     policy = load_model(**config.loading(), **trained)
     reference = load_model(**config.loading()).requires_grad_(False)
     critic = load_model(**config.loading(), **trained, wrap=ValueModel)
@@ -301,7 +301,7 @@ def in_checkpoint(trainable: tuple) -> dict[str, tuple]:
 def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None]:
     """Check the input, load what training needs. A rank that only samples does so here, then yields None."""
     began = time.perf_counter()
-    unsharded = config.state_dtype == config.dtype and not config.cpu_offload
+    unsharded = config.dtype == "float32" and not config.cpu_offload
     workers = distributed.sandbox_workers()
     with Sandbox(workers) as sandbox, distributed.process_group(config.device, unsharded) as device:
         config = replace(config, device=device)
@@ -315,7 +315,7 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
                 run.path.mkdir(parents=True, exist_ok=True)  # may fail: before the toy's model is built
                 toy.ensure_base(Path(config.model), seed=0)
             distributed.barrier()
-        check_architecture(distributed.load_config(config.model, config.gguf_file), config.context)
+        check_architecture(distributed.load_config(config.model), config.context)
         chat = config.chat()
         training, valid, test = load_splits(config, chat)
         sampler = Sampler(config, chat, sandbox, training)
@@ -375,7 +375,7 @@ def finish(setup: Setup) -> dict:
         export(setup.trainable[0], setup.sampler.chat.tokenizer, run.path / "best", config.dtype)
     if setup.test:
         with timed(run.seconds, "probe"):
-            policy = load_model(**config.loading() | {"model": str(run.path / "best"), "gguf_file": ""})
+            policy = load_model(**config.loading() | {"model": str(run.path / "best")})
             after = probe(setup, policy.requires_grad_(False))
     result = {"before": run.progress["before"], "after": after, "seconds": run.seconds}
     if rank() == 0:

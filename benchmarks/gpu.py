@@ -8,8 +8,8 @@ each measurement as it is made; the table that is printed at the end is also in 
 
 tests               tests/gpu
 ratio 1b, ratio 8b  an iteration: how far the log-probs of sampling, prepare and update are from each other
-decode ...          tokens/s of one step after another: as rollouts do it, in a CUDA graph, compiled and in a
-                    graph, and transformers' continuous batching with and without CUDA graphs
+decode ...          tokens/s of one step after another: as rollouts do it, in CUDA graphs, the same without,
+                    and transformers' continuous batching with and without CUDA graphs
 update              tokens/s and model FLOP utilisation at 8B's width; the peak of memory against the plan
 iteration           seconds that an iteration of --preset 8b would take, computed from the others
 
@@ -42,7 +42,6 @@ from benchmarks.gpu_parts import (  # noqa: E402
     card_memory,
     compare_logprobs,
     decode_as_rollouts,
-    decode_in_graph,
     decode_with_generate_batch,
     iteration_flops,
     measure_update,
@@ -52,7 +51,7 @@ from config import PRESETS  # noqa: E402
 from evaluate import table  # noqa: E402
 from tools import plan  # noqa: E402
 
-# Seconds that each part may take; together 24 minutes.
+# Seconds that each part may take; together 22 minutes.
 LIMITS = {
     "machine": 40,
     "tests": 180,
@@ -60,14 +59,13 @@ LIMITS = {
     "ratio 8b": 140,
     "update": 200,
     "decode": 160,
-    "decode graph": 140,
+    "decode eager": 140,
     "decode generate_batch": 160,
     "decode generate_batch graphs": 180,
-    "decode compiled": 140,
 }
-# An iteration on 8 ranks. A simulated rollout phase made 9,576 steps of 13.9 rows: 1,040 sampled tokens for
-# each of 128 dialogs. Assumed: how many tokens a dialog has in all, and how many it has at a decoding step.
-RANKS, SAMPLED_TOKENS, BUSY_ROWS, DIALOG_TOKENS, MEAN_CONTEXT = 8, 1040, 13.9, 2500, 1500
+# An iteration on 8 ranks. A simulated rollout phase (schedule.py) has 4,694 steps of 25.1 rows: 920 sampled
+# tokens for each of 128 dialogs. Assumed: the tokens of a dialog, all of them and at a decoding step.
+RANKS, SAMPLED_TOKENS, BUSY_ROWS, DIALOG_TOKENS, MEAN_CONTEXT = 8, 920, 25.1, 2500, 1500
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------
@@ -107,10 +105,10 @@ def run_tests() -> dict:
 
 
 def compare_decoding(sizes: Sizes, output: Path, part: str, measure: Callable, *how: bool) -> None:
-    """Measure at all numbers of rows and contexts; compiling takes too long for more than one of them."""
+    """Measure at all numbers of rows and contexts."""
     shape, device, model = sizes.shapes["8b"], sizes.config.device, None
     cases = [(rows, context) for context in sizes.contexts for rows in sizes.rows]
-    for rows, context in cases[1:2] if part == "decode compiled" else cases:
+    for rows, context in cases:
         layers, cached = shape.num_hidden_layers, rows * context * plan.key_value_numbers(shape)
         # 80 % for the weights (all of 8B's) and the cache, in bf16; what does not fit is measured with less.
         while 2 * (8e9 + cached) * layers / shape.num_hidden_layers > 0.8 * card_memory(device):
@@ -159,9 +157,8 @@ def extrapolate(rows: list[dict], how: str) -> dict:
 def run_part(part: str, sizes: Sizes, output: Path) -> None:
     """Measure everything of one part, in this process."""
     decoding = {
-        "decode": (decode_as_rollouts,),
-        "decode graph": (decode_in_graph, False),
-        "decode compiled": (decode_in_graph, True),
+        "decode": (decode_as_rollouts, True),
+        "decode eager": (decode_as_rollouts, False),
         "decode generate_batch": (decode_with_generate_batch, False),
         "decode generate_batch graphs": (decode_with_generate_batch, True),
     }
@@ -230,7 +227,7 @@ def main(words: Sequence[str] | None = None) -> None:
         command = [sys.executable, __file__, "--inside", "--parts", part, "--output", str(output)]
         guarded(command + ["--small"] * given.small, part, LIMITS[part], output)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    for how in ("decode", "decode graph"):
+    for how in ("decode", "decode eager"):
         measured(output, {"part": "iteration", "case": f"with {how}"}, extrapolate, rows, how)
     text = as_table([json.loads(line) for line in output.read_text().splitlines()])
     output.with_suffix(".txt").write_text(text)

@@ -1,4 +1,4 @@
-"""What gpu.py measures: an iteration in bf16, decoding in five ways, an update at 8B's width.
+"""What gpu.py measures: an iteration in bf16, decoding in four ways, an update at 8B's width.
 
 Each measurement takes the sizes, works on the device of `sizes.config`, and returns what it found by name.
 """
@@ -153,9 +153,10 @@ def prefilled(model, rows: int, context: int, length: int) -> tuple[RaggedCache,
     return cache, rows * length / (clock() - began)
 
 
-def decode_as_rollouts(model, sizes: Sizes, rows: int, context: int) -> dict:
-    """`forward` and `sample_tokens`, and each token on the host, where `rollout` decides what follows."""
+def decode_as_rollouts(model, sizes: Sizes, rows: int, context: int, graphs: bool = True) -> dict:
+    """`decode` and `sample_tokens`, and each token on the host, where `rollout` decides what follows."""
     cache, prefill = prefilled(model, rows, context, context - sizes.steps - WARM_UP)
+    cache.graphs = {} if graphs else None
     draw, tokens, began = np.random.default_rng(0), [0] * rows, 0.0
     for step in range(WARM_UP + sizes.steps):
         if step == WARM_UP:
@@ -169,46 +170,6 @@ def decode_as_rollouts(model, sizes: Sizes, rows: int, context: int) -> dict:
 
 def rates(rows: int, steps: int, seconds: float) -> dict:
     return {"tokens/s": rows * steps / seconds, "ms a step": 1000 * seconds / steps}
-
-
-def fixed_step(model, cache: RaggedCache, ids: torch.Tensor, noise: torch.Tensor) -> None:
-    """A step on tensors that stay where they are. Writes the sampled tokens (n,) into `ids` (n, 1)."""
-    how = {"use_cache": True, "logits_to_keep": 1, "position_ids": cache.positions}
-    logits = model(ids, cache=cache, **how).logits[:, -1]  # (n, V)
-    tokens, _ = sample_tokens(logits, noise, 1.0, 1.0)  # (n,)
-    ids.copy_(tokens[:, None])
-    cache.positions.add_(1)
-
-
-@torch.no_grad()
-def decode_in_graph(model, sizes: Sizes, rows: int, context: int, compiled: bool) -> dict:
-    """The same step as one CUDA graph, which reads every row up to `context`; without a GPU as it is."""
-    length = context - sizes.steps - WARM_UP
-    cache, _ = prefilled(model, rows, context, length)
-    cache.rows, cache.span, cache.empty = slice(0, rows), context, False
-    cache.row_numbers = torch.arange(rows, device=model.device)[:, None]  # (n, 1)
-    cache.positions = torch.full((rows, 1), length, device=model.device)  # (n, 1)
-    ids = torch.zeros_like(cache.positions)  # (n, 1)
-    noise, draw = torch.zeros_like(ids[:, 0], dtype=torch.float64), np.random.default_rng(0)  # (n,)
-    step = partial(torch.compile(fixed_step) if compiled else fixed_step, model, cache, ids, noise)
-    if sizes.config.device == "cuda":
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # the first calls compile, allocate and choose kernels: not captured
-            for _ in range(WARM_UP // 2):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        step = graph.replay
-    step()
-    began = clock()
-    for _ in range(sizes.steps):
-        noise.copy_(torch.from_numpy(draw.random(rows)))
-        step()
-        ids.tolist()
-    return rates(rows, sizes.steps, clock() - began)
 
 
 def decode_with_generate_batch(model, sizes: Sizes, rows: int, context: int, graphs: bool) -> dict:

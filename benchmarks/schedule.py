@@ -85,7 +85,10 @@ def simulate(testing_steps: float, rows: int, seed: int) -> Simulation:
     rollout.stop_ids = lambda chat: {END}
     rollout.extract_code = lambda text: text
     nothing = SimpleNamespace(text=lambda ids: "pass", final_answer=lambda text: text)
-    model = SimpleNamespace(training=False, eval=bool, train=bool, num_parameters=lambda: 8_000_000_000)
+    device = SimpleNamespace(type="cuda")
+    model = SimpleNamespace(
+        training=False, eval=bool, train=bool, num_parameters=lambda: 8_000_000_000, device=device
+    )
     problem = Problem("simulated", "", (IoTest("", ""),), (IoTest("", ""),))
     settings = rollout.RolloutSettings(max_new_tokens=LONGEST, context=8192, batch_rows=rows)
     rollout.rollout(model, nothing, [problem] * DIALOGS, simulation, settings, seed)

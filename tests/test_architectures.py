@@ -174,9 +174,10 @@ def own_logits(model, dialogs: list[list[int]]) -> list[torch.Tensor]:
     return [model(torch.tensor([dialog]), use_cache=False).logits[0] for dialog in dialogs]  # (T, V) each
 
 
+@pytest.mark.parametrize("few_sizes", [False, True])
 @pytest.mark.parametrize("name", EQUAL)
 @torch.no_grad()
-def test_logits_of_training_and_sampling_are_the_model_s_own(name):
+def test_logits_of_training_and_sampling_are_the_model_s_own(name, few_sizes):
     model, draw = tiny(name), torch.Generator().manual_seed(1)
     check_architecture(model.config, 200)
     check_logits(model, 128, 200)
@@ -190,7 +191,7 @@ def test_logits_of_training_and_sampling_are_the_model_s_own(name):
     ]
     torch.testing.assert_close(got, torch.cat(expected)[:, 0], atol=1e-4, rtol=1e-4)
     cache, seats = RaggedCache(111), [0, 1]
-    cache.lengths = [0, 0]
+    cache.lengths, cache.few_sizes = [0, 0], few_sizes  # as with CUDA graphs
 
     def add(rows: slice, counts: list[int]) -> None:
         parts = zip(seats[rows], cache.lengths[rows], counts, strict=True)

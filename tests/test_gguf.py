@@ -1,6 +1,8 @@
-"""A model whose weights are GGUF only. The file is written here; reading it needs two optional packages."""
+"""docs/gguf.md converts a model whose weights are GGUF. That needs two optional packages."""
 
-import importlib.util
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,27 +69,27 @@ def write_gguf(path, model) -> None:
     writer.close()
 
 
-def test_gguf_gives_the_logits_of_the_model_and_its_chat_template(tmp_path):
+def test_the_script_of_the_page_gives_the_logits_of_the_model_and_its_chat_template(tmp_path, monkeypatch):
     pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
-    model = make_model(64)
+    model, page = make_model(64), Path(__file__).parent.parent / "docs" / "gguf.md"
     write_gguf(tmp_path / "tiny.gguf", model)
-    loaded = load_model(str(tmp_path), gguf_file="tiny.gguf")
+    (script,) = re.findall("```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.setattr(
+        sys, "argv", ["to_safetensors.py", str(tmp_path / "tiny.gguf"), str(tmp_path / "made")]
+    )
+    exec(script)
+    loaded = load_model(str(tmp_path / "made"))
     ids = torch.randint(0, 64, (2, 9))  # (B, T)
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
     assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
-    assert load_tokenizer(str(tmp_path), gguf_file="tiny.gguf").chat_template == CHAT_TEMPLATE
+    assert load_tokenizer(str(tmp_path / "made")).chat_template == CHAT_TEMPLATE
 
 
-def test_missing_packages_are_named(tmp_path, monkeypatch):
+def test_a_directory_with_gguf_alone_is_refused_with_the_remedy(tmp_path):
     (tmp_path / "tiny.gguf").touch()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match="--gguf_file needs gguf and accelerate: pip install gguf accelerate"
+        ValueError, match="no weights .* only tiny.gguf: docs/gguf.md says how it is converted"
     ):
-        find_model(str(tmp_path), "tiny.gguf")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
-    assert find_model(str(tmp_path), "tiny.gguf") == tmp_path
-    with pytest.raises(ValueError, match="has no weights"):
-        find_model(str(tmp_path), "other.gguf")
+        find_model(str(tmp_path))

@@ -64,8 +64,7 @@ def memory(config, ranks: int) -> dict[str, dict[str, float]]:
     shape = whole_shape.get_text_config(decoder=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(whole_shape)
-    compute = getattr(torch, config.dtype).itemsize
-    state = compute if config.bf16_state else 4
+    compute, state = getattr(torch, config.dtype).itemsize, 4  # bytes of a number
     every = sum(p.numel() for p in model.parameters())  # the numbers of parameters
     layer = sum(p.numel() for p in layers_of(model)[0].parameters())
     layers, width = shape.num_hidden_layers, shape.hidden_size

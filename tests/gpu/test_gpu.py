@@ -1,4 +1,4 @@
-"""What only a GPU can show: its logits in fp32, bf16 sampling against training at 1B, the plan against it."""
+"""What only a GPU can show: logits in fp32, CUDA graphs, bf16 sampling against training at 1B, the plan."""
 
 import json
 
@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import toy
 from config import Config
+from sampling import RaggedCache, decode, prefill
 from tools import plan
 from train import train
 from value_head import use_float32_logits
@@ -70,6 +71,37 @@ def test_logits_in_fp32_are_those_of_fp32_weights_with_the_gradient_of_the_bf16_
     logits.backward(loss_gradient)
     for ours, theirs in zip((hidden.grad, layer.weight.grad), plain, strict=True):
         torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)
+
+
+def decoded(model, graphs: bool) -> tuple[RaggedCache, torch.Tensor]:
+    """The cache, and the logits (12, 3, V) of steps of three of its five rows."""
+    cache = RaggedCache(600)
+    cache.lengths, cache.graphs = [0] * 5, {} if graphs else None
+    prefill(model, cache, slice(0, 5), [[*range(length)] for length in (20, 31, 250, 256, 4)])
+    logits = [decode(model, cache, [step, 5, 7]) for step in range(6)]  # (3, V) each
+    cache.rearrange([3, 0, 4, 1, 2])
+    return cache, torch.stack(logits + [decode(model, cache, [step, 5, 7]) for step in range(6)])
+
+
+def test_steps_in_cuda_graphs_have_the_logits_of_steps_without():
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_hidden_layers": 2})).eval()
+    (cache, logits), (_, expected) = decoded(model, True), decoded(model, False)
+    assert [*cache.graphs] == [(4, 256), (4, 512)]
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_model_that_waits_for_the_device_is_sampled_without_graphs():
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_hidden_layers": 2})).eval()
+    model.model.norm.register_forward_hook(
+        lambda module, given, hidden: hidden * hidden.isfinite().all().item()
+    )
+    (cache, logits), (_, expected) = decoded(model, True), decoded(model, False)
+    assert cache.graphs is None
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_bf16_log_probs_of_sampling_and_training_agree(run):
