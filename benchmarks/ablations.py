@@ -14,8 +14,8 @@ evaluated on the test split: temperature 0.2, top-p 0.95, 1@3 with a turn limit 
 three independent first responses ("single turn"), with true, random and no feedback.
 
 Differs from the paper's ablations: few-shot examples and SFT come from the start model's own solved rollouts
-on the training set, and without feedback a dialog still ends when the public tests pass. These runs have
-twelve iterations; the main run has twenty. README.md in this directory has the results.
+on the training set, and without feedback a dialog still ends when the public tests pass. README.md
+in this directory has the results.
 """
 
 import json
@@ -51,9 +51,7 @@ CONDITIONS = {  # flags of train.py
     "few-shot": None,
     "SFT": None,
 }
-TRAINING = (
-    "--iterations 12 --evaluate_every 4 --checkpoint_every 4 --keep_checkpoints 1 --show_every 6".split()
-)
+TRAINING = "--checkpoint_every 5 --keep_checkpoints 1 --show_every 10".split()
 SWEPT = ("RLEF", "start")  # figure 4, with the first seed
 MEASURES = {  # column of the table: key of results.json
     "repair": "repair true",
@@ -139,7 +137,7 @@ def figures(condition: str, seed: int) -> dict:
         np.mean([*problem_scores(read_run(place / "single")[1], "1@3", 1).values()])
     )
     summary = summarise(records, 3)  # true feedback: the last of the three
-    kept = "rollouts solved_by_turn by_group recovered repeats false_positives outcomes transitions chrf"
+    kept = "rollouts solved_by_turn by_group recovered repeats false_positives outcomes chrf"
     kept += " chrf_histogram solved_per_1000_tokens truncated_responses"
     result |= {key: summary[key] for key in kept.split()}
     turns = [turn for entry in records for turn in entry["turns"]]

@@ -49,7 +49,7 @@ def summaries() -> dict[str, dict]:
 def test_every_picture_of_an_evaluation_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     plots.evaluation(summaries(), ["1@2"], tmp_path)
-    names = {"solved_by_turn.png", "outcomes.png", "transitions.png", "chrf.png", "turn_limits.png"}
+    names = {"solved_by_turn.png", "outcomes.png", "chrf.png", "turn_limits.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert all(path.stat().st_size > 5000 for path in tmp_path.iterdir())
 
@@ -86,8 +86,8 @@ def test_without_matplotlib_one_line_says_so(tmp_path, monkeypatch, capsys):
 def test_runs_whose_paths_end_alike_are_both_drawn(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "installed", lambda what: True)
-    for name in ("_solved_by_turn", "_outcomes", "_transitions", "_chrf"):
+    for name in ("_solved_by_turn", "_outcomes", "_chrf"):
         monkeypatch.setattr(plots, name, lambda of, path: drawn.append(set(of)))
     one = summaries()["a/true-2"]
     plots.evaluation({"seed0/a/true": one, "seed1/a/true": one}, ["1@2"], tmp_path)
-    assert drawn == [{"seed0/a/true", "seed1/a/true"}] * 4
+    assert drawn == [{"seed0/a/true", "seed1/a/true"}] * 3

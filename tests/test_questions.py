@@ -12,7 +12,7 @@ import data
 import ppo
 import rollout
 import toy
-from benchmarks import main_run, questions, questions_report
+from benchmarks import ablations, main_run, questions, questions_report
 from sandbox import TestResult, Verdict
 
 
@@ -97,3 +97,15 @@ def test_the_table_of_the_main_run_is_made_of_the_stored_figures():
     stored = json.loads(main_run.RESULTS.read_text())
     assert len(stored) >= 3
     assert main_run.table(stored) in (main_run.ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_the_tables_of_the_ablations_are_made_of_the_stored_figures():
+    results = json.loads((ablations.RESULTS / "results.json").read_text())
+    assert ablations.table(results) == (ablations.RESULTS / "table.md").read_text()
+    readme = (main_run.ROOT / "benchmarks" / "README.md").read_text()
+    for condition in ablations.CONDITIONS:
+        cells = []
+        for key in ("repair true", "repair random", "single turn", "repeats", "false_positives"):
+            values = [run[key] for run in results if run["condition"] == condition]
+            cells.append(f"{np.mean(values):.3f} ±{np.std(values):.3f}")
+        assert f"| {condition} | {' | '.join(cells)} |" in readme

@@ -118,7 +118,6 @@ def evaluation(summaries: dict[str, dict], measures: Sequence[str], directory: P
     _outcomes(labelled, directory / "outcomes.png")
     several = {name: summary for name, summary in labelled.items() if summary["settings"]["turn_limit"] > 1}
     if several:
-        _transitions(several, directory / "transitions.png")
         _chrf(several, directory / "chrf.png")
     if len({summary["settings"]["turn_limit"] for summary in summaries.values()}) > 1:
         turn_limits(summaries, measures, directory / "turn_limits.png")
@@ -150,29 +149,6 @@ def _outcomes(summaries: dict[str, dict], path: Path) -> None:
         axis.set(xlabel="turn (white: rollouts that have ended)", ylabel="share of rollouts", ylim=(0, 1))
         axis.set_xticks(places)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
-    _save(figure, path)
-
-
-def _transitions(summaries: dict[str, dict], path: Path) -> None:
-    """The result of a response after each kind of failure; the numbers are counts."""
-    title = "Results of successive responses\n(numbers: responses; darker: a larger share of the row)"
-    figure, axes = _panels(title, list(summaries), 4.4, 4.4)
-    for axis, summary in zip(axes, summaries.values(), strict=True):
-        counts = summary["transitions"]
-        rows = [kind for kind in COLOURS if sum(counts.get(kind, {}).values())]
-        columns = [kind for kind in COLOURS if any(counts[row][kind] for row in rows)]
-        shares = [[counts[row][column] / sum(counts[row].values()) for column in columns] for row in rows]
-        if not rows:
-            axis.text(0.5, 0.5, "no second turns", ha="center")
-            continue
-        axis.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-        axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
-        axis.set_yticks(range(len(rows)), rows)
-        axis.set(xlabel="next response", ylabel="response")
-        for y, row in enumerate(rows):
-            for x, column in enumerate(columns):
-                colour = "white" if shares[y][x] > 0.5 else "black"
-                axis.text(x, y, counts[row][column], ha="center", va="center", color=colour)
     _save(figure, path)
 
 
