@@ -71,10 +71,11 @@ class RaggedCache:
             # One token more than the longest row: `decode` may write behind the end of rows that it ignores.
             more_rows, more_tokens = len(self.lengths) - len(store), self.span + 1 - store.shape[2]
             if more_rows > 0 or more_tokens > 0:
-                room = self.context + 1 - store.shape[2]
-                if new.device.type == "cpu":  # a GPU has it all at once: growing would leave unusable pieces
-                    room = min(room, -(-max(0, more_tokens) // CACHE_GROWTH) * CACHE_GROWTH)
-                store = pad(store, (0, 0, 0, room, 0, 0, 0, max(0, more_rows)))
+                # A GPU has all tokens at once: growing would leave pieces of memory that nothing fits into.
+                step = CACHE_GROWTH if new.device.type == "cpu" else self.context + 1
+                more_tokens = -(-max(0, more_tokens) // step) * step
+                more_tokens = min(more_tokens, self.context + 1 - store.shape[2])
+                store = pad(store, (0, 0, 0, more_tokens, 0, 0, 0, max(0, more_rows)))
                 self.stores[layer][part] = store
                 self.graphs = self.graphs and {}  # they would use the old memory
             store[self.row_numbers, :, self.positions] = new.transpose(1, 2)
@@ -97,11 +98,12 @@ class RaggedCache:
         origins = [sources[row] for row in moved]
         length = max((self.lengths[row] for row in origins), default=0)
         self.lengths = [0 if source is None else self.lengths[source] for source in sources]
-        changes = torch.tensor(
-            [moved, origins], device=self.positions.device
-        )  # (2, moved) once for all layers
-        for store in (store for layer in self.stores.values() if moved for store in layer):
-            store[changes[0], :, :length] = store[changes[1], :, :length]
+        if moved:
+            to, of = torch.tensor(
+                [moved, origins], device=self.positions.device
+            )  # (moved,) each, for all layers
+            for store in (store for layer in self.stores.values() for store in layer):
+                store[to, :, :length] = store[of, :, :length]
 
 
 def _by_row(make_mask: Callable) -> Callable:
@@ -179,9 +181,10 @@ def decode(model: PreTrainedModel, cache: RaggedCache, tokens: list[int]) -> tor
     padded = ((column + [0] * rows)[:rows] for column in (tokens, cache.lengths))
     inputs = torch.tensor([*padded]).unsqueeze(-1)  # (2, rows, 1)
     if cache.graphs and size in cache.graphs:
-        graph, graph_inputs, logits = cache.graphs[size]
+        graph, graph_inputs, graph_logits = cache.graphs[size]
         graph_inputs.copy_(inputs)
         graph.replay()
+        logits = graph_logits.clone()  # (rows, V) the next step writes into the same memory
     else:
         inputs = inputs.to(model.device)  # (2, rows, 1)
         cache.positions = inputs[1]  # (rows, 1)
@@ -189,7 +192,7 @@ def decode(model: PreTrainedModel, cache: RaggedCache, tokens: list[int]) -> tor
         if on_gpu and cache.graphs is not None:
             _capture(model, cache, inputs)
     cache.lengths[: len(tokens)] = [length + 1 for length in cache.lengths[: len(tokens)]]
-    return logits[: len(tokens)].clone()  # (n, V) the next step writes into the same memory
+    return logits[: len(tokens)]
 
 
 def _capture(model: PreTrainedModel, cache: RaggedCache, inputs: torch.Tensor) -> None:
@@ -204,20 +207,18 @@ def _capture(model: PreTrainedModel, cache: RaggedCache, inputs: torch.Tensor) -
         cache.graphs = None
 
 
-def group_by_length(
-    items: Sequence, length: Callable[[Any], int], token_budget: int, device: str
-) -> list[list]:
+def group_by_length(items: Sequence, length: Callable[[Any], int], budget: int, device: str) -> list[list]:
     """Groups of items of similar length, the longest first, that are padded to one length and run together.
 
-    A group, padding included, is within the budget, or is one item. Each item has at least 0.9 of the length
-    of the longest in its group; on a GPU less, if that adds little padding.
+    A group, padding included, is within the budget of tokens, or is one item. Each item has at least 0.9 of
+    the length of the longest in its group; on a GPU less, if that adds little padding.
     """
     groups: list[list] = []
     longest = padding = 0
     for item in sorted(items, key=length, reverse=True):
         padding += longest - length(item)
         similar = length(item) >= 0.9 * longest or (device != "cpu" and padding <= GPU_PADDING)
-        if groups and longest * (len(groups[-1]) + 1) <= token_budget and similar:
+        if groups and longest * (len(groups[-1]) + 1) <= budget and similar:
             groups[-1].append(item)
         else:
             groups.append([item])

@@ -156,7 +156,8 @@ def prefilled(model, rows: int, context: int, length: int) -> tuple[RaggedCache,
 def decode_as_rollouts(model, sizes: Sizes, rows: int, context: int, graphs: bool = True) -> dict:
     """`decode` and `sample_tokens`, and each token on the host, where `rollout` decides what follows."""
     cache, prefill = prefilled(model, rows, context, context - sizes.steps - WARM_UP)
-    cache.graphs = {} if graphs else None
+    if not graphs:
+        cache.graphs = None
     draw, tokens, began = np.random.default_rng(0), [0] * rows, 0.0
     for step in range(WARM_UP + sizes.steps):
         if step == WARM_UP:

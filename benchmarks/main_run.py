@@ -30,10 +30,10 @@ FIGURES = {  # row of the table: kind of feedback, and where `summarise` of eval
 }
 
 
-def figures(result: dict) -> dict[str, float]:
-    """The figures of the policy before or after training. Args: result: of `result.json`, by feedback."""
+def figures(result: dict, wanted: dict[str, tuple] = FIGURES) -> dict[str, float]:
+    """The wanted figures of a policy. Args: result: its summaries by feedback, as in `result.json`."""
     found = {}
-    for name, keys in FIGURES.items():
+    for name, keys in wanted.items():
         value = result
         for key in keys:
             value = value[key]

@@ -2,7 +2,7 @@
 
     python benchmarks/real_model.py MODEL PROBLEMS --device cuda
 
-MODEL is a Hugging Face directory (benchmarks/README.md says how it is made), PROBLEMS a folder with
+MODEL is a Hugging Face directory (docs/gguf.md says how it is made), PROBLEMS a folder with
 train.jsonl.gz and valid.jsonl.gz, 238 and 40 problems. Two runs get about as many samples: RLEF with three
 turns, and RL in a single turn. Before training and after it, each policy is evaluated on the 40 problems,
 five rollouts each, with true, random and no feedback. What has ended is not repeated. The figures go to
@@ -19,7 +19,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from benchmarks import main_run  # noqa: E402
 from checkpoints import write_whole  # noqa: E402
+from rollout import FEEDBACK  # noqa: E402
 
 RESULTS = Path(__file__).with_suffix(".json")
 LENGTHS = ["--max_new_tokens", "160", "--context", "2048"]
@@ -30,7 +32,6 @@ RUNS = {  # the flags in which the runs differ
     "RLEF": "--turn_limit 3 --batch_episodes 384 --minibatch_episodes 128 --batch_rows 384",
     "single turn": "--turn_limit 1 --batch_episodes 1024 --minibatch_episodes 256 --batch_rows 512",
 }
-FEEDBACK = ("true", "random", "none")
 FIGURES = {  # row of the table: kind of feedback, and where a summary of evaluate.py has the figure
     "solved within turn 1": ("true", "solved_by_turn", 0),
     "solved within turn 2": ("true", "solved_by_turn", 1),
@@ -52,16 +53,8 @@ FIGURES = {  # row of the table: kind of feedback, and where a summary of evalua
 
 def evaluation(model: str, feedback: str, output: Path, options: argparse.Namespace) -> list[str]:
     """The command that evaluates a policy."""
-    words = [
-        sys.executable,
-        "evaluate.py",
-        "--model",
-        model,
-        "--problems",
-        options.problems,
-        "--split",
-        "valid",
-    ]
+    words = [sys.executable, "evaluate.py", "--model", model, "--problems", options.problems]
+    words += ["--split", "valid"]
     words += ["--feedback", feedback, "--rollouts", "5", "--turn_limits", "3", "--report", "1@3", *LENGTHS]
     return [*words, "--dtype", "bfloat16", "--device", options.device, "--output", str(output)]
 
@@ -76,15 +69,10 @@ def run(commands: Sequence[tuple[list[str], Path]], jobs: int) -> None:
             done.result()
 
 
-def figures(place: Path) -> dict[str, float]:
-    """The figures of a policy. Args: place: the directory of its evaluations, one for each feedback."""
-    found = {}
-    for name, (feedback, *keys) in FIGURES.items():
-        (value,) = json.loads((place / feedback / "summary.json").read_text()).values()
-        for key in keys:
-            value = value[key]
-        found[name] = round(value, 6)
-    return found
+def summaries(place: Path) -> dict[str, dict]:
+    """The summaries of a policy by feedback. Args: place: the directory of its evaluations."""
+    read = {kind: json.loads((place / kind / "summary.json").read_text()) for kind in FEEDBACK}
+    return {kind: summary for kind, of_run in read.items() for summary in of_run.values()}
 
 
 def curve(run: Path) -> list[dict]:
@@ -137,7 +125,9 @@ def main() -> None:
             place = places[name] / kind
             commands.append((evaluation(str(trained / "best"), kind, place, options), place / "summary.json"))
     run(commands, options.jobs)
-    results = {name: {"figures": figures(place)} for name, place in places.items()}
+    results = {
+        name: {"figures": main_run.figures(summaries(place), FIGURES)} for name, place in places.items()
+    }
     for name, trained in runs.items():
         results[name]["curve"] = curve(trained)
     write_whole(RESULTS, json.dumps(results, indent=1))

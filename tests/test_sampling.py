@@ -34,24 +34,16 @@ def test_the_cache_is_never_longer_than_a_dialog_may_be():
 
 def test_rows_and_span_rounded_up_for_graphs_change_no_logits_and_no_other_row():
     """Three of five rows decode, as four; the others, one of which is as long as the memory, stay intact."""
-    model, ids = (
-        make_model(50),
-        torch.randint(50, (5, 300), generator=torch.Generator().manual_seed(0)).tolist(),
-    )
-    lengths = [20, 31, 250, 256, 4]
+    model, draw = make_model(50), torch.Generator().manual_seed(0)
+    ids, lengths = torch.randint(50, (5, 300), generator=draw).tolist(), [20, 31, 250, 256, 4]
     logits = []
     for few_sizes in (False, True):
         cache = RaggedCache(context=300)
         cache.few_sizes, cache.lengths = few_sizes, [0] * 5
         prefill(model, cache, slice(0, 5), [row[:length] for row, length in zip(ids, lengths, strict=True)])
-        for step in range(8):
-            steps = [
-                decode(
-                    model, cache, [row[length + step] for row, length in zip(ids[:3], lengths, strict=False)]
-                )
-            ]  # (3, V)
+        steps = [decode(model, cache, [ids[row][lengths[row] + n] for row in range(3)]) for n in range(8)]
         assert cache.span == (300 if few_sizes else 258) and len(cache.positions) == (4 if few_sizes else 3)
         cache.rearrange([3, 4, 0, 1, 2])
         steps.append(decode(model, cache, [1, 2, 3, 4, 5]))  # (5, V)
-        logits.append(torch.cat(steps))  # (8, V)
+        logits.append(torch.cat(steps))  # (29, V)
     torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-5)

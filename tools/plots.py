@@ -116,8 +116,7 @@ def evaluation(summaries: dict[str, dict], measures: Sequence[str], directory: P
         labelled[label.replace(words, words.replace(", ", "\n", 1))] = summary
     _solved_by_turn(labelled, directory / "solved_by_turn.png")
     _outcomes(labelled, directory / "outcomes.png")
-    several = {name: summary for name, summary in labelled.items() if summary["settings"]["turn_limit"] > 1}
-    if several:
+    if several := {name: of for name, of in labelled.items() if of["settings"]["turn_limit"] > 1}:
         _chrf(several, directory / "chrf.png")
     if len({summary["settings"]["turn_limit"] for summary in summaries.values()}) > 1:
         turn_limits(summaries, measures, directory / "turn_limits.png")
