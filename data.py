@@ -179,6 +179,7 @@ def make_job(
         limits=problem.limits,
         entry_point=problem.entry_point,
         setup=problem.setup,
+        preamble=problem.preamble,
         stop_at_first_failure=stop_at_first_failure,
         name=problem.name,
     )

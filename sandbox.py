@@ -96,6 +96,7 @@ class Job:
     limits: Limits = Limits()
     entry_point: str = ""  # assert tests: the function under test
     setup: str = ""  # assert tests: trusted code for the judge
+    preamble: str = ""  # the trusted code that the program begins with
     stop_at_first_failure: bool = False  # leave out the results after the first test that fails
     name: str = "a job"  # of its problem, for messages
 
@@ -141,6 +142,17 @@ def result_of(test: IoTest | AssertTest, report: dict, judged: dict) -> TestResu
 
 def run_job(client: Client, job: Job) -> list[TestResult]:
     """Run a job's tests on a worker's servers. Raises: ValueError if they are wrong, whatever the program."""
+    results = run_tests(client, job)
+    if job.preamble and results and results[0].verdict == Verdict.EXCEPTION:
+        (alone,) = run_tests(client, Job(job.preamble, (IoTest("", ""),), job.limits))
+        if alone.verdict == Verdict.EXCEPTION:
+            told = alone.traceback.strip().rpartition("\n")[2]
+            raise ValueError(f"{job.name}: its preamble fails, whatever the program is: {told}")
+    return results
+
+
+def run_tests(client: Client, job: Job) -> list[TestResult]:
+    """Run a job's tests one after the other, however they or their servers end."""
     results: list[TestResult] = []
     stuck = 0
     while len(results) < len(job.tests):

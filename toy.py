@@ -1,7 +1,7 @@
 """The offline world: a tiny language model, and problems that can only be solved by reading the feedback.
 
 Paper: not in it. This replaces Llama 3.1 and CodeContests, so that all of RLEF runs on a laptop in minutes.
-The rest of the project does not know it: `problems` is a data set, `ensure_base` a Hugging Face directory.
+The rest of the project does not know it: `problems` is a data set, `start_model` a Hugging Face directory.
 
 A problem has a family (lists of numbers), a rule of that family (reverse the list) and a frame of up to five
 marks around the output, so programs have 3 to 8 lines. Most statements name the family only: 320 programs
@@ -9,16 +9,16 @@ fit, and each gives another output on each test, so that one line of feedback id
 tenth of the statements tell it. The parts of an input use different characters and each line of a program is
 one token: reading needs recognition, but no arithmetic. A third of a million parameters are enough.
 
-The model that RLEF starts from is trained on synthetic dialogs (the warm start), in two lessons. The first
-teaches skills: to write the program that a statement or feedback tells and, as a bad example, one that only
-prints the expected output. RL can then sample and reinforce them. The second teaches habits that RLEF has to
-change: most answers are the family's first program, or print the expected output, and some are right.
+The model that RLEF starts from (toy-base/) was trained on synthetic dialogs, the warm start, in two lessons.
+The first teaches skills: to write the program that a statement or feedback tells and, as a bad example, one
+that only prints the expected output. RL can then sample and reinforce them. The second teaches habits that
+RLEF has to change: most answers are the family's first program or print the expected output; some are right.
 
 RL sees only a part of the world. The test split has four groups: "seen" (rule and frame occur in RL, with
 other inputs), "new combination" (both occur, but never together), "new rule" (occurs only in the warm start,
 which teaches its name) and "told" (as seen, but the statement tells it). No input is in two splits.
 
-Run alone: `python toy.py [DIRECTORY]` builds the model and prints a dialog of the warm start.
+Run alone: `python toy.py` prints a dialog of the warm start; `python toy.py DIRECTORY` builds a model too.
 """
 
 import contextlib
@@ -27,7 +27,6 @@ import io
 import json
 import linecache
 import random
-import shutil
 import sys
 import zlib
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ CHAT_TEMPLATE = (  # what stands in {% generation %} is what the warm start teac
     "{% else %}{{ message.content }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SPECIAL_TOKENS = ["<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"]
+STORED = Path(__file__).with_name("toy-base")  # the start model that comes with the project
 SPLIT_OF_INPUT = ["train"] * 7 + ["valid"] + ["test"] * 2  # indexed by a hash of the input
 
 
@@ -227,9 +226,6 @@ def problems(split: str) -> list[Problem]:
     return made
 
 
-# ---- tokenizer and model -----------------------------------------------------------------------------------
-
-
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token for each byte, for each fixed line of the prompts and for each line of the programs."""
     vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -250,7 +246,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
         eos_token="<|end|>",
-        additional_special_tokens=SPECIAL_TOKENS[1:3],
+        additional_special_tokens=["<|user|>", "<|assistant|>"],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
@@ -323,8 +319,7 @@ def _warm_start(model: LlamaForCausalLM, tokenizer, draw: random.Random, lessons
     optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.1, betas=(0.9, 0.98))
     skills = dict(turn_limit=2, told=0.2, reading=0.6, hard_coded=0.4, favourite=0, faults=0)
     form = dict(padding=True, return_dict=True, return_tensors="pt", return_assistant_tokens_mask=True)
-    bar = tqdm(range(sum(lessons)), desc="warm start", unit="step")
-    for step in bar:
+    for step in tqdm(range(sum(lessons)), desc="warm start", unit="step"):
         first = step < lessons[0]
         progress = step / lessons[0] if first else (step - lessons[0]) / lessons[1]
         rate = (min(1.0, 10 * progress, 2 * (1 - progress)) + 0.02) * (4e-3 if first else 8e-4)
@@ -333,39 +328,45 @@ def _warm_start(model: LlamaForCausalLM, tokenizer, draw: random.Random, lessons
         dialogs = sorted((warm_start_dialog(draw, **options) for _ in range(size)), key=lambda d: len(str(d)))
         halves = dialogs[: size // 2], dialogs[size // 2 :]  # short ones, long ones: less padding
         batches = [tokenizer.apply_chat_template(half, **form) for half in halves]
-        answers, tokens = (
-            sum(b[key].sum() for b in batches) for key in ("assistant_masks", "attention_mask")
-        )
-        total = 0.0
+        answers = sum(batch.assistant_masks.sum() for batch in batches)  # ()
+        tokens = sum(batch.attention_mask.sum() for batch in batches)  # ()
         for batch in batches:
-            logits = model(batch.input_ids[:, :-1]).logits  # (B, T-1, V)
-            losses = F.cross_entropy(
-                logits.transpose(1, 2), batch.input_ids[:, 1:], reduction="none"
-            )  # (B, T-1)
+            ids, targets = batch.input_ids[:, :-1], batch.input_ids[:, 1:]  # (B, T-1) each
+            logits = model(ids).logits  # (B, T-1, V)
+            losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (B, T-1)
             loss = losses[batch.assistant_masks[:, 1:] == 1].sum() / answers  # ()
             if first:  # the tests show how programs behave: learning these tokens too takes far fewer dialogs
                 loss += 0.3 * losses[batch.attention_mask[:, 1:] == 1].sum() / tokens
             loss.backward()
-            total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
-        bar.set_postfix_str(f"loss {total:.3f}")
+
+
+def _checksum() -> int:
+    words = [value for name, value in vars(data).items() if name.isupper()]
+    taught = [CHAT_TEMPLATE, build_tokenizer().backend_tokenizer.to_str(), FAMILIES, SPLIT_OF_INPUT, words]
+    return zlib.crc32(repr(taught).encode())
+
+
+def fits(directory: Path) -> bool:
+    """Whether a start model was taught the families, tokens and words of the prompts of today."""
+    config = directory / "config.json"
+    return config.exists() and json.loads(config.read_text()).get("toy_checksum") == _checksum()
+
+
+def start_model(directory: Path) -> Path:
+    """The model that comes with the project or, where the toy world was changed, one built in `directory`."""
+    return STORED if fits(STORED) else ensure_base(directory)
 
 
 def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (900, 60)) -> Path:
-    """The Hugging Face directory of the warm-started model; `lessons` are in steps.
-
-    It is built if it is missing, or if it was taught other families, tokens or words of the prompts.
-    """
-    tokenizer = build_tokenizer()
-    words = [value for name, value in vars(data).items() if name.isupper()]
-    taught = [CHAT_TEMPLATE, tokenizer.backend_tokenizer.to_str(), FAMILIES, SPLIT_OF_INPUT, words]
-    checksum = zlib.crc32(repr(taught).encode())
-    if (directory / "config.json").exists():
-        if json.loads((directory / "config.json").read_text()).get("toy_checksum") == checksum:
-            return directory
+    """The Hugging Face directory of a start model; built if it is missing. `lessons` are in steps."""
+    if fits(directory):
+        return directory
+    if directory.exists():
         print(f"{directory} was taught other families, tokens or prompts: it is built anew", file=sys.stderr)
+    tokenizer = build_tokenizer()
     check_replaceable(directory)
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -381,12 +382,11 @@ def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (900,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
-        toy_checksum=checksum,
+        toy_checksum=_checksum(),
     )
     model = LlamaForCausalLM(config)
     _warm_start(model, tokenizer, random.Random(seed), lessons)
     partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     replace_whole(directory, partial)
@@ -397,4 +397,4 @@ if __name__ == "__main__":
     with friendly_errors("toy.py"):
         for message in warm_start_dialog(random.Random(0)):
             print(f"[{message['role']}]\n{message['content']}\n")
-        print(ensure_base(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/toy-base")))
+        print(ensure_base(Path(sys.argv[1])) if sys.argv[1:] else start_model(Path("runs/toy-base")))

@@ -309,12 +309,12 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
             print(f"sandbox: {sandbox.layers_off}", file=sys.stderr)
         config.check_ranks(ranks())
         run = RunDirectory(Path(config.output), bool(config.resume))
-        if not config.model:
-            config = replace(config, model=str(run.path.parent / "toy-base"))
+        asked = config.model  # empty: the toy's, wherever the project lies
+        if not asked:
             if rank() == 0:
-                run.path.mkdir(parents=True, exist_ok=True)  # may fail: before the toy's model is built
-                toy.ensure_base(Path(config.model), seed=0)
+                toy.start_model(run.path.parent / "toy-base")
             distributed.barrier()
+            config = replace(config, model=str(toy.start_model(run.path.parent / "toy-base")))
         check_architecture(distributed.load_config(config.model), config.context)
         chat = config.chat()
         training, valid, test = load_splits(config, chat)
@@ -334,7 +334,7 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
             restore_checkpoint(run.newest, in_checkpoint(trainable), updates)
         run.seconds.setdefault("start", time.perf_counter() - began)
         source = EpisodeSource(sampler, trainable[0], first, run.prefetched, stopped)
-        run.begin(asdict(config) | {"resume": ""}, bool(config.resume))
+        run.begin(asdict(config) | {"model": asked, "resume": ""}, bool(config.resume))
         yield Setup(config, run, sampler, source, reference, trainable, valid, test)
         source.close()
 

@@ -30,12 +30,13 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import toy  # noqa: E402
 from checkpoints import write_whole  # noqa: E402
 from evaluate import problem_scores, read_run, summarise  # noqa: E402
 from tools import plots  # noqa: E402
 
 RUNS, RESULTS = ROOT / "runs" / "ablations", ROOT / "benchmarks" / "ablations"
-BASE, OWN, EXAMPLES = RUNS / "toy-base", RUNS / "own", RUNS / "examples.json"
+OWN, EXAMPLES = RUNS / "own", RUNS / "examples.json"
 SEEDS = range(3)
 FEW_SHOT = ["--examples", str(EXAMPLES), "--context", "768"]
 CONDITIONS = {  # flags of train.py
@@ -76,14 +77,17 @@ def call(*command: object) -> None:
         raise RuntimeError(f"{' '.join(words)}\n{done.stderr[-3000:]}")
 
 
+def start_model() -> Path:
+    return toy.start_model(RUNS / "toy-base")
+
+
 def prepare() -> None:
-    """The start model, its rollouts on the training set, and two solved ones as few-shot examples."""
+    """The start model's rollouts on the training set, and two solved ones as few-shot examples."""
     RUNS.mkdir(parents=True, exist_ok=True)
     if EXAMPLES.exists():
         return
-    call("toy.py", BASE)
     sampled = ["--rollouts", "4", "--temperature", "1", "--top_p", "1", "--report", "pass@1"]
-    call("evaluate.py", "--model", BASE, "--split", "train", *sampled, *length(512), "--output", OWN)
+    call("evaluate.py", "--model", start_model(), "--split", "train", *sampled, *length(512), "--output", OWN)
     solved = [entry for entry in read_run(OWN)[1] if entry["solved"]]
     groups = {entry["dialog"][0]["content"]: entry for entry in solved if len(entry["turns"]) == 2}
     chosen = [message for entry in list(groups.values())[:2] for message in entry["dialog"]]
@@ -106,12 +110,12 @@ def train_and_evaluate(condition: str, seed: int) -> None:
         if any((place / "checkpoints").glob("0*")):
             call("train.py", "--resume", place)
         else:
-            same = ["--model", BASE, "--seed", seed, "--test_split", "", "--output", place]
+            same = ["--model", start_model(), "--seed", seed, "--test_split", "", "--output", place]
             call("train.py", *TRAINING, *same, *flags)
     if condition == "SFT" and not model.exists():
         rate = ["--learning_rate", "5e-4", "--seed", seed]
-        call("-m", "benchmarks.sft", "--model", BASE, "--episodes", OWN, *rate, "--output", model)
-    model = BASE if condition in ("start", "few-shot") else model
+        call("-m", "benchmarks.sft", "--model", start_model(), "--episodes", OWN, *rate, "--output", model)
+    model = start_model() if condition in ("start", "few-shot") else model
     shots = FEW_SHOT if condition.startswith("few-shot") else []
     same = ["--model", model, "--seed", seed]
     evaluations = {

@@ -117,7 +117,7 @@ def trained(changes: dict, seed: int, output: Path | None = None) -> list[float]
         output = output or Path(directory) / "run"
         settings = SETTINGS | UNWATCHED | {"seed": seed, "output": str(output)} | changes
         if "model" not in settings:  # another world has its own
-            settings["model"] = str(toy.ensure_base(BASE))
+            settings["model"] = str(toy.start_model(BASE))
         # A wrong function may leave no numbers to show an episode by: no page.
         unseen = {"choose": lambda episodes: [], "page": SimpleNamespace(write=lambda path: None)}
         try:
@@ -241,7 +241,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.one:
         return record(given.one[0], int(given.one[1]), Path(given.one[2]))
-    toy.ensure_base(BASE)
+    toy.start_model(BASE)
     with tempfile.TemporaryDirectory() as directory:
         about = {"settings": SETTINGS, "fingerprint": fingerprint(Path(directory))}
     runs = defaultdict(dict)

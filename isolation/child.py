@@ -22,7 +22,7 @@ import threading
 import traceback
 import types
 
-from isolation.messages import NO_VERDICT, SHOWN, cut, pack, packed_text, receive, send
+from isolation.messages import NO_VERDICT, PIECE, SHOWN, cut, pack, receive, send
 
 CHANGED = (list, dict, set)  # arguments whose changes by a call a test sees
 STREAM = io.IOBase.__mro__[1]  # an ordinary class: isinstance with the abstract one costs a child pages
@@ -74,7 +74,7 @@ def run_program(program: str | types.CodeType, calls: socket.socket | None, abou
             except EOFError:  # the judge has all it needs
                 out.flush()
                 return 0
-            send(calls, answer(module, call, about["longest"]))
+            send(calls, answer(module, call, calls))
     except SystemExit as stop:
         exit_code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if exit_code and not isinstance(stop.code, int):
@@ -89,16 +89,19 @@ def run_program(program: str | types.CodeType, calls: socket.socket | None, abou
     return exit_code & 255
 
 
-def answer(module: types.ModuleType, call: dict, longest: int) -> bytearray | dict:
-    """Call the function under test. Returns its value and the arguments as they are then, or its error."""
+def answer(module: types.ModuleType, call: dict, calls: socket.socket) -> dict:
+    """Call the function under test. Returns its value and the arguments as they are then, or its error.
+
+    A long list is sent before, in pieces, because packed it takes much more memory.
+    """
     try:
         arguments, keywords = call["given"]
-        reply = packed_text(getattr(module, call["name"])(*arguments, **keywords))
-        reply[:0] = b'{"value": '
-        reply += b', "given": ' + packed_text([*arguments, *keywords.values()]) + b"}"
-        if len(reply) > longest:
-            raise ValueError(f"the result is longer than {longest} bytes")
-        return reply
+        value = getattr(module, call["name"])(*arguments, **keywords)
+        if type(value) is list and len(value) > PIECE:
+            for start in range(0, len(value), PIECE):
+                send(calls, {"value": pack(value[start : start + PIECE]), "more": True})
+            value = []
+        return {"value": pack(value), "given": pack([*arguments, *keywords.values()])}
     except BaseException as error:
         last = traceback.format_exception_only(error)[-1].strip()
         known = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
@@ -177,7 +180,7 @@ class Judge:
     """Runs a test's code. The function under test is a proxy that calls it in the program's process."""
 
     def __init__(self, calls: socket.socket, about: dict) -> None:
-        self.calls, self.entry_point, self.longest = calls, about["entry_point"], about["longest"]
+        self.calls, self.entry_point = calls, about["entry_point"]
         self.answered = 0  # calls
         self.compared = False  # an answer was equal to what was expected
         self.others = [*OTHERS]
@@ -238,12 +241,15 @@ class Judge:
         self.answered += 1
         try:
             send(self.calls, {"name": self.entry_point, "given": given})
-            reply, _ = receive(self.calls, self.longest, unpacks=True)
+            reply, pieces = receive(self.calls, unpacks=True)[0], []
+            while "more" in reply:
+                pieces += reply["value"]
+                reply, _ = receive(self.calls, unpacks=True)
             if "error" in reply:
                 error = error_like(reply)
                 self.others.append(error_like(reply | {"message": "other"}))
             else:
-                value = reply["value"]
+                value = pieces or reply["value"]
                 change([*arguments, *keywords.values()], reply["given"])
         except Exception:  # the program's process has ended, or its answer cannot be decoded
             self.end("")
@@ -283,13 +289,16 @@ def shown(value: object) -> str:
 def judge(setup: str | types.CodeType, test: str, calls: socket.socket, about: dict) -> None:
     """In the judge's child: run a test's code, say the verdict, and end."""
     sys.stdout = sys.stderr = open(os.devnull, "w")
-    judge = Judge(calls, about)
+    judge, fails = Judge(calls, about), "the set-up of the tests fails, whatever the program is:"
+    signal.signal(signal.SIGALRM, lambda *_: judge.end(NO_VERDICT, f"{fails} it does not end"))
+    signal.setitimer(signal.ITIMER_REAL, about["seconds"] / 2)
     try:
         setup = compile_test(setup, judge.entry_point) if isinstance(setup, str) else setup
         judge.prepare(setup)
     except BaseException as error:
         told = traceback.format_exception_only(error)[-1].strip()
-        judge.end(NO_VERDICT, f"the set-up of the tests fails, whatever the program is: {told}")
+        judge.end(NO_VERDICT, f"{fails} {told}")
+    signal.setitimer(signal.ITIMER_REAL, 0)
     try:
         test = compile_test(test, judge.entry_point)
         judge.run(test, judge.candidate)

@@ -17,7 +17,6 @@ import time
 from isolation.messages import memory_file, read_bytes, receive, send
 
 ZYGOTE_TESTS, ZYGOTE_CHARACTERS = 3, 10_000  # from these on it pays to compile a program once
-RPC_BYTES = 16 << 20  # the longest answer to a judge, or half of the memory limit if that is more
 JUDGE_BYTES = 1 << 32  # the memory of a judge, or twice the program's if that is more
 JUDGE_SECONDS = 5  # that a judge may take beyond the program's limit
 SLOW_SECONDS = 0.05  # a test that takes longer no longer counts as one of the busy workers
@@ -100,7 +99,7 @@ class Client:
         """Run a job's tests from number `first` on. Yields each with what `report` returns."""
         tests, limits = job.tests[first:], job.limits
         about = {"seconds": limits.seconds, "memory": limits.memory_bytes, "entry_point": job.entry_point}
-        about |= {"output": [limits.output_bytes] * 2, "longest": max(RPC_BYTES, limits.memory_bytes // 2)}
+        about["output"] = [limits.output_bytes] * 2
         judging = about | {"judges": True, "output": [1 << 20] * 2, "seconds": limits.seconds + JUDGE_SECONDS}
         judging["memory"] = max(JUDGE_BYTES, 2 * limits.memory_bytes)
         with contextlib.ExitStack() as places:
@@ -158,8 +157,8 @@ class Client:
         if judged["exit_code"] == 0 and not judged["ended"]:
             with contextlib.suppress(ValueError):  # the test's code has ended its process itself
                 judgement = json.loads(judged["out"].rpartition(b"\n")[2])
-        elif judged["ended"] == "time":  # the answers that it got kept it busy
-            judgement = {"verdict": "timeout"}
+        elif judged["ended"] in ("time", "memory"):  # the answers that it got were too much
+            judgement = {"verdict": "timeout" if judged["ended"] == "time" else "out of memory"}
         return self.reply(channel, patience), judgement
 
     def reply(self, channel: socket.socket, seconds: float) -> dict:

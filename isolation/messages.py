@@ -14,8 +14,9 @@ import socket
 import struct
 import sys
 
+LONGEST = 1 << 30  # bytes of a message
 RPC_DEPTH = 200  # deepest nesting of a value
-PIECE = 1 << 16  # items of a list that are packed together
+PIECE = 1 << 13  # items of a list that are packed together
 NO_VERDICT = "no verdict"  # what a judge says where a row is wrong, not the program
 SHOWN = 2000  # characters of a value or a traceback in a result
 # How each plain type reads an instance: a subclass may say anything about itself.
@@ -33,11 +34,9 @@ REBUILT = {"range": "builtins", "bytearray": "builtins", "deque": "collections",
 REBUILT |= {"Decimal": "decimal", **dict.fromkeys(("date", "datetime", "time", "timedelta"), "datetime")}
 
 
-def send(
-    channel: socket.socket, message: dict | bytearray, descriptors: list[int] = (), data: list = ()
-) -> None:
-    """Send a message (or its text), with `data` after it. The descriptors go with it and are closed here."""
-    text = message if isinstance(message, bytearray) else json.dumps(message).encode()
+def send(channel: socket.socket, message: dict, descriptors: list[int] = (), data: list = ()) -> None:
+    """Send a message, with `data` after it. The descriptors go with it and are closed here."""
+    text = json.dumps(message).encode()
     parts = [struct.pack("!Q", len(text)), text, *data]
     try:
         sent = socket.send_fds(channel, parts, list(descriptors))  # all at once: the other side wakes once
@@ -61,9 +60,7 @@ def read_bytes(channel: socket.socket, length: int) -> bytearray:
     return data
 
 
-def receive(
-    channel: socket.socket, limit: int = 1 << 30, most_files: int = 0, unpacks: bool = False
-) -> tuple[dict, list[int]]:
+def receive(channel: socket.socket, most_files: int = 0, unpacks: bool = False) -> tuple[dict, list[int]]:
     """The next message and its descriptors, with its values unpacked if they were packed.
 
     Raises: EOFError if the channel is closed; another Exception if it is no message.
@@ -72,8 +69,8 @@ def receive(
     if not header:
         raise EOFError
     (length,) = struct.unpack("!Q", header + read_bytes(channel, 8 - len(header)))
-    if length > limit:
-        raise ValueError(f"a message of {length} bytes, more than {limit}")
+    if length > LONGEST:
+        raise ValueError(f"a message of {length} bytes, more than {LONGEST}")
     text = read_bytes(channel, length).decode()
     return json.loads(text, object_hook=unpack if unpacks else None), descriptors
 
@@ -123,17 +120,6 @@ def pack(value: object, depth: int = 0) -> object:
         value = itertools.chain.from_iterable(value)
     items = [item if type(item) in AS_THEY_ARE else pack(item, depth + 1) for item in value]
     return items if kind is list else {kind.__name__: items}
-
-
-def packed_text(value: object) -> bytearray:
-    """Plain data as JSON. A long list is packed in pieces, because packed it takes much more memory."""
-    if type(value) is not list or len(value) <= PIECE:
-        return bytearray(json.dumps(pack(value)).encode())
-    text = bytearray(b"[")
-    for start in range(0, len(value), PIECE):
-        text += packed_text(value[start : start + PIECE])[1:-1] + b","
-    text[-1:] = b"]"
-    return text
 
 
 def pack_other(value: object, name: str, module: str, depth: int) -> object:

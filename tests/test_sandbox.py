@@ -743,11 +743,33 @@ def test_honest_values_come_to_the_judge_as_they_are(sandbox, program, test):
     assert results[0].verdict == Verdict.PASSED != results[1].verdict, results
 
 
-def test_the_bound_of_a_result_follows_the_memory_limit(sandbox):
-    test = AssertTest("assert len(f(200_000)) == 200_000")
-    jobs = [Job("def f(n): return ['x' * 100] * n", (test,), Limits(20.0, m << 20), "f") for m in (32, 64)]
-    small, large = ([result.verdict for result in results] for results in sandbox.run(jobs))
-    assert small != [Verdict.PASSED] == large
+def test_a_long_result_needs_the_memory_that_it_needs_in_plain_python(sandbox):
+    program = "def f(n): return ['x' * 1000] * n\n"  # 200 MB of text, of which each item is the same object
+    peak = "import resource\nf(200_000)\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    plain = int(subprocess.check_output([sys.executable, "-c", program + peak]))
+    test = AssertTest("x = f(200_000)\nassert len(x) == 200_000\nassert x[-1] == 'x' * 1000")
+    ((result,),) = sandbox.run([Job(program, (test,), Limits(60.0, plain), "f")])
+    assert result.verdict == "passed", result
+
+
+def test_a_value_late_in_a_long_result_that_is_no_plain_data_is_told(sandbox):
+    program = "def f(n): return [*range(n), print]"
+    ((result,),) = sandbox.run([Job(program, (AssertTest("assert f(100_000) == []"),), entry_point="f")])
+    assert result.verdict == "exception", result
+    assert "builtin_function_or_method is not plain data" in result.traceback
+
+
+@pytest.mark.parametrize("value", ["0", "[]", '"x"'])  # pieces of no list, without content, and of a text
+def test_an_answer_without_an_end_is_no_verdict_of_passed(sandbox, monkeypatch, value):
+    monkeypatch.setattr("isolation.client.JUDGE_BYTES", 1 << 24)
+    program = (
+        "import socket, struct\n"
+        f"""m = b'{{"more": 1, "value": ' + (b'[%s]' % b', '.join([b'{value}'] * 4096)) + b'}}'\n"""
+        "m = struct.pack('!Q', len(m)) + m\n"
+        "def f(x):\n  s = socket.socket(fileno=3)\n  while True: s.sendall(m)"
+    )
+    ((result,),) = sandbox.run([Job(program, (AssertTest("assert f(1) == 2"),), Limits(20.0, 1 << 24), "f")])
+    assert result.verdict == "out of memory", result
 
 
 @pytest.mark.parametrize(
@@ -888,6 +910,25 @@ def test_a_test_that_would_wait_for_the_right_answer_ends(sandbox):
         test = AssertTest("while not f(1) == 1: pass")
         ((result,),) = sandbox.run([Job("def f(x): return 1", (test,), replace(SHORT, seconds=seconds), "f")])
         assert result.verdict == Verdict.PASSED
+
+
+def test_a_set_up_that_does_not_end_is_no_verdict_on_the_program(sandbox):
+    setup = "import time\nwhile True:\n  try: time.sleep(9)\n  except Exception: pass"
+    job = Job("def f(x): return x", (AssertTest("assert f(1) == 1"),) * 4, SHORT, "f", setup, name="mine/7")
+    with pytest.raises(ValueError, match="^mine/7: the set-up of the tests .*: it does not end$"):
+        sandbox.run([job])
+
+
+def test_a_preamble_that_fails_is_no_verdict_on_the_program(sandbox):
+    test, forged = AssertTest("assert f(1) == 1"), "raise NameError('as if from the preamble')"
+    preamble = "from math import sqrt, wrong\n"
+    for count in (1, 4):
+        job = Job(f"{preamble}def f(x): return x", (test,) * count, SHORT, "f", "", preamble, name="mine/7")
+        with pytest.raises(ValueError, match="^mine/7: its preamble fails, .*: ImportError: cannot import"):
+            sandbox.run([job])
+        job = replace(job, program=f"import math\n{forged}", preamble="import math\n")
+        (results,) = sandbox.run([job])
+        assert [result.verdict for result in results] == ["exception"] * count
 
 
 def test_a_setup_has_no_more_rights_than_a_test(sandbox):

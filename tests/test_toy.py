@@ -8,6 +8,8 @@ import pytest
 
 import data
 import toy
+from distributed import load_model, load_tokenizer
+from rollout import RolloutSettings, rollout
 from sandbox import IoTest, Job, Verdict, outputs_match
 
 SPLITS = ("train", "valid", "test")
@@ -109,6 +111,28 @@ def test_the_base_is_built_once_and_loads(tmp_path, tokenizer):
     text = again.apply_chat_template(toy.warm_start_dialog(random.Random(1)), tokenize=False)
     assert again.encode(text) == tokenizer.encode(text, add_special_tokens=False)
     assert AutoModelForCausalLM.from_pretrained(directory).config.vocab_size == len(again)
+
+
+def test_the_stored_start_model_is_of_todays_world(tokenizer, sandbox):
+    assert toy.fits(toy.STORED), "the toy world has changed: python toy.py toy-base makes the model anew"
+    stored = load_tokenizer(str(toy.STORED))
+    text = stored.apply_chat_template(toy.warm_start_dialog(random.Random(1)), tokenize=False)
+    assert stored.encode(text) == tokenizer.encode(text, add_special_tokens=False)
+    settings = RolloutSettings(max_new_tokens=48, context=512)
+    problems = toy.problems("train")[:64]
+    episodes = rollout(load_model(str(toy.STORED)), stored, problems, sandbox, settings, seed=0)
+    turns = [turn for episode in episodes for turn in episode.turns]
+    assert sum(turn.code is None for turn in turns) < 0.2 * len(turns)
+    assert sum(episode.solved for episode in episodes) < 0.3 * len(episodes)  # RLEF has something to teach
+
+
+def test_a_changed_world_gets_a_start_model_of_its_own(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(toy, "ensure_base", built.append)
+    assert toy.start_model(tmp_path / "base") == toy.STORED and not built
+    monkeypatch.setattr(data, "CLOSING", "Again.\n")
+    toy.start_model(tmp_path / "base")
+    assert built == [tmp_path / "base"]
 
 
 def test_an_unknown_split_is_named():
