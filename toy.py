@@ -35,8 +35,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -333,7 +333,7 @@ def _warm_start(model: LlamaForCausalLM, tokenizer, draw: random.Random, lessons
         for batch in batches:
             ids, targets = batch.input_ids[:, :-1], batch.input_ids[:, 1:]  # (B, T-1) each
             logits = model(ids).logits  # (B, T-1, V)
-            losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (B, T-1)
+            losses = cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (B, T-1)
             loss = losses[batch.assistant_masks[:, 1:] == 1].sum() / answers  # ()
             if first:  # the tests show how programs behave: learning these tokens too takes far fewer dialogs
                 loss += 0.3 * losses[batch.attention_mask[:, 1:] == 1].sum() / tokens
@@ -397,4 +397,4 @@ if __name__ == "__main__":
     with friendly_errors("toy.py"):
         for message in warm_start_dialog(random.Random(0)):
             print(f"[{message['role']}]\n{message['content']}\n")
-        print(ensure_base(Path(sys.argv[1])) if sys.argv[1:] else start_model(Path("runs/toy-base")))
+        print(*(ensure_base(Path(name)) for name in sys.argv[1:2] if not name.startswith("-")))

@@ -3,7 +3,7 @@
 Each of RUNS changes one thing, trains with three seeds, and evaluates the last policy on the test problems:
 
     feedback      how much of its message, or how often a true one, does the model need?
-    reward        why are there private tests? Rewarded by one public test only, or by two
+    reward        why are there private tests? Rewarded by 1, 2, 3 or 5 public tests of 6 only
     difficulty    how many programs fit a statement?
     turn limit    how many answers, in training and in evaluation?
     budget        one dialog of three turns, or independent first answers of as many tokens?
@@ -135,13 +135,13 @@ def changed(name: str) -> tuple[dict, list, list]:
     The last two are lists of context managers. All evaluations take place in the run's world, one of them
     with its feedback.
     """
-    settings, world, feedback = {"model": str(BASE)}, [], []
+    settings, world, feedback = {"model": str(toy.start_model(BASE))}, [], []
     words, _, number = name.rpartition(" ")
     if words == "turn limit":
         settings["turn_limit"] = int(number)
     if "reads less" in name:
         settings |= {"model": str(BASE_READS_LESS), "iterations": LONGER}
-    if "public tests only" in name:
+    if "rewarded by these only" in name:
         world.append(patch.object(ppo, "turn_rewards", public_rewards))
     if found := re.search(r"(\d) of 6 tests", name):
         world.append(more_tests(int(found[1]), 6 - int(found[1])))
@@ -215,7 +215,7 @@ def run(name: str, seed: int, path: Path) -> None:
 def run_start(name: str, path: Path) -> None:
     """The figures of a start model, which is not trained."""
     torch.set_num_threads(1)
-    base = BASE if name == "start" else BASE_READS_LESS
+    base = toy.start_model(BASE) if name == "start" else BASE_READS_LESS
     config = Config(model=str(base), device="cpu")
     kinds = {kind: evaluated(base, config, 0, kind, 3) for kind in ("true", "random")}
     limits = {n: evaluated(base, config, 0, "true", n) for n in LIMITS}
@@ -236,7 +236,7 @@ def main() -> None:
         return run_start(name, path) if name in STARTS else run(name, seed, path)
     RESULTS.mkdir(exist_ok=True)
     results = read_results()
-    toy.ensure_base(BASE)
+    toy.start_model(BASE)
     with patch.object(toy, "warm_start_dialog", partial(toy.warm_start_dialog, reading=READING)):
         toy.ensure_base(BASE_READS_LESS)
     done = {(result["run"], result["seed"]) for result in results}

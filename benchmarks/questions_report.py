@@ -28,8 +28,7 @@ RUNS = {  # question: its runs; "ours" belongs to all of them
     ),
     "reward": (  # all from the start model that reads less
         "reads less",
-        "reads less, public tests only",
-        "reads less, 2 of 6 tests are public, public tests only",
+        *(f"reads less, {n} of 6 tests public, rewarded by these only" for n in (1, 2, 3, 5)),
     ),
     "difficulty": ("10 programs a statement", "40 programs a statement"),
     "turn limit": ("turn limit 1", "turn limit 2", "turn limit 4", "turn limit 8"),
@@ -146,11 +145,14 @@ def draw_feedback(results: Sequence[dict]) -> None:
 
 
 def draw_reward(results: Sequence[dict]) -> None:
-    figure, axes = plots.pyplot.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-    titles = ("reward: all tests", "reward: the public test only", "reward: two public tests only")
+    figure, axes = plots.pyplot.subplots(1, 5, figsize=(22, 4.2), layout="constrained")
+    titles = (
+        "rewarded by all tests",
+        *(f"rewarded by {n} of 6 tests, which are public" for n in (1, 2, 3, 5)),
+    )
     for axis, name, title in zip(axes, RUNS["reward"], titles, strict=True):
         draw_curves(axis, results, name, "public_passed", "C3", "passes the public tests")
-        draw_curves(axis, results, name, "solved", "C0", "passes the private tests too")
+        draw_curves(axis, results, name, "solved", "C0", "passes all tests")
         axis.set_title(title)
     axes[0].legend(loc="lower right")
     figure.savefig(RESULTS / "reward.png", dpi=100)
