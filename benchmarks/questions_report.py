@@ -6,6 +6,7 @@ Run alone: `python benchmarks/questions_report.py`.
 import json
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean, pstdev
 
@@ -36,6 +37,9 @@ RUNS = {  # question: its runs; "ours" belongs to all of them
 STARTS = ("start", "start that reads less")
 LIMITS = (1, 2, 3, 4, 8)  # turn limits of the evaluation, for the question of that name
 BY_LIMIT = ("start", "turn limit 1", "turn limit 2", "ours", "turn limit 4", "turn limit 8")
+POLICIES = ("start", "turn limit 1", "ours")  # of the question of the budget
+SAMPLES = {"a dialog of three turns": 0, "3 first answers": 3, "12 first answers": 12}
+COSTS = {"tokens": "generated_tokens", "sandbox runs": "programs", "CPU seconds": "seconds"}
 DRAWS = 12  # independent first answers to each test problem, for the question of the budget
 
 
@@ -62,6 +66,17 @@ def pass_at(result: dict, answers: int) -> float:
     return mean(
         n_at_k(DRAWS, DRAWS, right, answers, answers) for right in result["draws"]["solved_of_problem"]
     )
+
+
+def budget(result: dict, samples: int) -> tuple[float, ...]:
+    """The share of test problems solved, and tokens, programs and seconds a problem, of a policy.
+
+    Args: samples: so many independent first answers to each problem; 0: a dialog of at most three turns.
+    """
+    count = len(result["draws"]["solved_of_problem"])
+    of, share = result["draws"] if samples else result["by_limit"]["3"], (samples or DRAWS) / DRAWS
+    solved = pass_at(result, samples) if samples else of["solved"]
+    return solved, *(share * of[name] / count for name in COSTS.values())
 
 
 def table(results: Sequence[dict]) -> str:
@@ -92,20 +107,14 @@ def table(results: Sequence[dict]) -> str:
     for name in (name for name in BY_LIMIT if name in measured):
         cells = [cell(values(results, name, "by_limit", str(n), "solved")) for n in LIMITS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "| budget | dialogs of three turns: solved | answers a problem | tokens a problem solved |"]
-    lines[-1] += "".join(f" {n} first answers |" for n in (1, 3, 6, 12)) + " tokens a problem solved |"
-    lines += ["|---" * 9 + "|"]
-    for name in (name for name in ("start", "turn limit 1", "ours") if name in measured):
-        chosen = [result for result in results if result["run"] == name]
-        dialogs = [result["by_limit"]["3"] for result in chosen]
-        draws = [result["draws"] for result in chosen]
-        count = len(draws[0]["solved_of_problem"])
-        cells = [cell([of["solved"] for of in dialogs])]
-        cells += [cell([of["programs"] / count for of in dialogs], 2)]
-        cells += [cell([of["generated_tokens"] / (of["solved"] * count) for of in dialogs], 0)]
-        cells += [cell([pass_at(result, n) for result in chosen]) for n in (1, 3, 6, 12)]
-        cells += [cell([of["generated_tokens"] / sum(of["solved_of_problem"]) for of in draws], 0)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    head = ("budget", "samples of a problem", "solved", *(f"{what} a problem solved" for what in COSTS))
+    lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, (words, samples) in product(POLICIES, SAMPLES.items()):
+        if chosen := [result for result in results if result["run"] == name]:
+            solved, *costs = zip(*(budget(result, samples) for result in chosen), strict=True)
+            costs = [[cost / share for cost, share in zip(of, solved, strict=True)] for of in costs]
+            cells = [cell(solved), *map(cell, costs, (0, 1, 3))]  # digits
+            lines.append(f"| {name} | {words} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -173,13 +182,35 @@ def draw_difficulty(results: Sequence[dict]) -> None:
     figure.savefig(RESULTS / "difficulty.png", dpi=100)
 
 
+def draw_budget(results: Sequence[dict]) -> None:
+    """What a number of sampled tokens buys: longer dialogs, or more first answers."""
+    figure, axis = plots.pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    for name, colour in zip(POLICIES, ("C7", "C1", "C0"), strict=True):
+        chosen = [result for result in results if result["run"] == name]
+        count = len(chosen[0]["draws"]["solved_of_problem"])
+        label = {"turn limit 1": "single-turn RL", "ours": "RLEF"}.get(name, name)
+        dialogs = [[result["by_limit"][str(n)] for result in chosen] for n in LIMITS]
+        tokens = [mean(of["generated_tokens"] for of in same) / count for same in dialogs]
+        solved = [mean(of["solved"] for of in same) for same in dialogs]
+        axis.plot(tokens, solved, "o-", color=colour, label=f"{label}: dialogs of 1 to 8 turns")
+        budgets = [[budget(result, n) for result in chosen] for n in range(1, DRAWS + 1)]
+        points = [[mean(column) for column in zip(*same, strict=True)] for same in budgets]
+        label = f"{label}: 1 to {DRAWS} first answers"
+        axis.plot([p[1] for p in points], [p[0] for p in points], ".--", color=colour, label=label)
+    axis.set(xlabel="sampled tokens a test problem", ylabel="test problems solved", ylim=(-0.02, 1.02))
+    axis.legend(fontsize="small")
+    figure.savefig(RESULTS / "budget.png", dpi=100)
+
+
 def report(results: Sequence[dict]) -> None:
     """Write the table, and the pictures of the questions whose runs are all there."""
     write_whole(RESULTS / "table.md", table(results))
     measured = {result["run"] for result in results}
     drawn = {"feedback": draw_feedback, "reward": draw_reward, "difficulty": draw_difficulty}
+    drawn["budget"] = draw_budget
     needed = {question: {*names} for question, names in RUNS.items()}
     needed["difficulty"] |= {*BY_LIMIT}
+    needed["budget"] = {*POLICIES}
     for question, draw in drawn.items() if plots.installed("pictures") else ():
         if missing := needed[question] - measured:
             print(f"no picture of {question} yet: {', '.join(sorted(missing))} missing")
