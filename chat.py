@@ -35,6 +35,7 @@ PYTHON = ("python", "py", "python3")
 # Statements that do nothing by themselves.
 INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass, ast.Assign, ast.AnnAssign)
 INERT += (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)  # but what is in them may
+MOST_BYTECODE = 200_000  # of a program that is compiled in this process, in statements and expressions
 FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,})([^`]*)")  # a line: text before it, fence, language
 PYTHON_FENCE = re.compile(r"\s*(`{3,}|~{3,})\W*(python|py|python3)\b(?!-)", re.IGNORECASE)
 ONE_LINE = re.compile(r"\s*(`{3,})\W*(?:python|py|python3)[ \t]+([^`]+)\1\s*", re.IGNORECASE)
@@ -227,10 +228,26 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 def _compiles(code: str) -> bool:
     try:
         with warnings.catch_warnings(action="ignore"):
-            compile(code, "solution.py", "exec")
+            # Where compiling would take long, the sandbox does it: there time and memory are limited.
+            if "finally" not in code or _bytecode(ast.parse(code)) < MOST_BYTECODE:
+                compile(code, "solution.py", "exec")
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
         return False
     return bool(code.strip())
+
+
+def _bytecode(node: ast.AST) -> int:
+    """About how much bytecode a statement becomes.
+
+    Each way out of a `try` has a copy of its `finally`: thirty lines of nested ones would take a minute.
+    """
+    size, last = 1, {*map(id, getattr(node, "finalbody", ()))}
+    ways = 2 + sum(isinstance(n, (ast.Return, ast.Break, ast.Continue)) for n in ast.walk(node) if last)
+    for child in ast.iter_child_nodes(node):
+        nested = isinstance(child, (ast.stmt, ast.excepthandler, ast.match_case))
+        of_child = _bytecode(child) if nested else sum(1 for _ in ast.walk(child))
+        size += of_child * (ways if id(child) in last else 1)
+    return size
 
 
 def _names(nodes: Sequence[ast.AST]) -> tuple[set[str], set[str]]:

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from chat import extract_code, observation_ids
+from sandbox import IoTest, Job, Limits
 
 
 def test_an_end_token_that_a_message_spells_out_is_not_one(tokenizer):
@@ -157,3 +158,16 @@ def test_a_response_of_nothing_but_fences_is_read_quickly(unit):
     began = time.process_time()
     extract_code(unit * (8000 // len(unit)))
     assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("way_out", ["pass", "return"])
+def test_what_would_take_long_to_compile_is_left_to_the_sandbox(sandbox, way_out):
+    """Each `finally` is compiled once for each way out of its `try`: this would need a minute and 3 GB."""
+    lines = [f"try: {way_out}", "finally:"]
+    nested = "".join(" " * depth + line + "\n" for depth in range(1, 20) for line in lines)
+    code = f"def f():\n{nested}{' ' * 20}pass\n"
+    assert extract_code(f"```python\n{code}```") == code
+    for tests in (1, 4):  # without and with a zygote
+        job = Job(code, (IoTest("", ""),) * tests, Limits(1.0, 1 << 27))
+        assert "passed" not in [result.verdict for result in sandbox.run([job])[0]]
+    assert extract_code("```python\ntry: pass\nfinally: return\n```") is None  # compiled here
