@@ -149,6 +149,9 @@ def compare(stub: Callable, task: Task, function: Callable, sentences: dict[str,
         for mistake, variant in task.wrong.items():
             if all(same(observed(task, variant, a), b) for (_, a), b in zip(cases, theirs, strict=True)):
                 return "\n".join([*lines, sentences[mistake]])
+        for mistake, variant in task.wrong.items():
+            if same(observed(task, variant, arguments), got):
+                return "\n".join([*lines, sentences[mistake], SENTENCES["here"]])
         return "\n".join([*lines, got if isinstance(got, str) else SENTENCES[unknown]])
     return None
 

@@ -164,6 +164,14 @@ def test_other_failures_are_told_in_words(function, sentence):
     assert sentence in check("e3_kl", turn_kl=function)
 
 
+def test_a_mistake_on_one_example_only_is_told_as_such():
+    def without_end_tokens(episode):  # of truncated responses too, that is a typical mistake
+        return [n for turn in episode.turns for n in range(turn.start, turn.end - (not turn.truncated))]
+
+    told = check("e1_tokens", trained_tokens=without_end_tokens)
+    assert "the model would not learn when to end.\nSo it is on this example. On another" in told
+
+
 def otherwise(problem, results):
     """Other words than ours, right all the same."""
     if results is None:
