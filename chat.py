@@ -16,6 +16,7 @@ import builtins
 import json
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from datetime import date
@@ -33,12 +34,17 @@ CHANNEL, CONTENT = "<|channel|>", "<|message|>"  # OpenAI's harmony: the final a
 MARKS = {mark for pair in (*THOUGHTS, (CHANNEL, CONTENT)) for mark in pair}
 PYTHON = ("python", "py", "python3")
 # Statements that do nothing by themselves.
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass, ast.Assign, ast.AnnAssign)
-INERT += (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)  # but what is in them may
+INERT += DEFINITIONS  # but what is in them may
+READING = {"input", "stdin", "open", "fileinput"}  # names of a program that reads its input
+WRITING = {"print", "write", "writelines"}
+MOST_FENCES = 100  # that are read: a response without an end may have thousands
 MOST_BYTECODE = 200_000  # of a program that is compiled in this process, in statements and expressions
-FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,})([^`]*)")  # a line: text before it, fence, language
-PYTHON_FENCE = re.compile(r"\s*(`{3,}|~{3,})\W*(python|py|python3)\b(?!-)", re.IGNORECASE)
-ONE_LINE = re.compile(r"\s*(`{3,})\W*(?:python|py|python3)[ \t]+([^`]+)\1\s*", re.IGNORECASE)
+FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,}(?!~))([^`]*)")  # a line: text before, fence, language
+PYTHON_FENCE = re.compile(r"\s*(`{3,}|~{3,})[^\w`~]*(python|py|python3)\b(?!-)", re.IGNORECASE)
+ONE_LINE = re.compile(r"\s*(`{3,})[^\w`]*(?:python|py|python3)[ \t]+([^`]+)\1\s*", re.IGNORECASE)
+FILE = re.compile(r"[\w./-]+\.py\b")  # a command that runs a file, as in ```python solution.py```
 QUOTE = re.compile(r"^(?: {0,3}>)+ ?")
 ITEM = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*")  # indentation and the beginning of a list's item
 
@@ -121,7 +127,7 @@ class Chat:
         """The text of a response after its last thought; empty if the thoughts do not end."""
         if self.channels:
             channel, _, answer = text.rpartition(CHANNEL)[2].partition(CONTENT)
-            return answer if channel.strip() == "final" else ""
+            return answer if channel.split()[:1] == ["final"] else ""
         for begin, end in THOUGHTS:
             _, ended, text = text.rpartition(end)
             if begin in text or (begin in self.opened and not ended):
@@ -168,40 +174,51 @@ def read_examples(path: str) -> list[dict]:
 # ---- code out of a response --------------------------------------------------------------------------------
 
 
-def extract_code(text: str) -> str | None:
+def extract_code(text: str, entry_point: str = "") -> str | None:
     """The program in a response; None if no block of code compiles.
 
     Blocks are CommonMark's: three or more backticks or tildes, closed by a line of the same kind, at least as
     long and indented by at most three more. As readers do, we also accept a fence after text, a closing one
-    beside text, fences in triple-quoted strings, and a last block that is never closed; each only where the
-    code then compiles. Which block counts:
+    beside text, fences in triple-quoted strings, code indented otherwise than its fence, and a last block
+    that is never closed; each only where the code then compiles. Which block counts:
 
     1. Those whose language is python, py or python3 (`{python}` too); without any, those with no language.
     2. Of these, those that compile. A session with `>>>` is none of them.
-    3. Of these, the last one that is a program by itself: that does more than state values (a sample output)
-       or signatures (a stub), and needs no name that only an earlier block binds (an example call, an
+    3. Of these, the last one that does what is asked for: it defines `entry_point`, the function that the
+       tests call, or without one, it reads input and writes output. What it needs of earlier blocks that
+       only define functions or classes is put in front; if it needs more, it is an example.
+    4. Without any, the last one that is a program by itself: that does more than state values (a sample
+       output) or signatures (a stub), and needs no name that only an earlier block binds (an example call, an
        excerpt). Else the last one.
 
-    A block that does not compile ends where a block of Python opens in it: it was given up, or is Markdown.
+    A block ends where a block of Python opens, if it does not compile, or its end is beside text otherwise.
     """
-    blocks = _blocks(text)
-    python = [code for language, code in blocks if language in PYTHON]
-    chosen, last, bound = None, None, set()
-    for last in filter(None, python or [code for language, code in blocks if not language]):
-        nodes = list(ast.walk(ast.parse(last)))
-        needs, binds = _names(nodes)
-        active = (n for n in nodes if isinstance(n, (ast.stmt, ast.Call, ast.Lambda)))
-        acts = not all(isinstance(n, INERT) for n in active)
-        chosen = last if acts and not needs & bound else chosen
-        bound |= binds
-    return chosen or last
+    answer, chosen, last, bound, helpers, helping = None, None, None, set(), "", set()
+    with warnings.catch_warnings(action="ignore"):
+        blocks = _blocks(text)
+        python = [code for language, code in blocks if language in PYTHON]
+        for last in filter(None, python or [code for language, code in blocks if not language]):
+            nodes = list(ast.walk(ast.parse(last)))
+            needs, binds = _names(nodes)
+            words = {getattr(node, "id", getattr(node, "attr", "")) for node in nodes}
+            defines = {node.name for node in nodes if isinstance(node, DEFINITIONS)}
+            runs, missing = bool(words & READING and words & WRITING), needs & bound
+            if _acts(nodes):
+                if (entry_point in defines if entry_point else runs) and missing <= helping:
+                    answer = helpers + last if missing else last
+                chosen = chosen if missing else last
+                if defines and not runs:
+                    helpers, helping = f"{helpers}{last}\n", helping | defines
+            bound |= binds
+    return answer or chosen or last
 
 
 def _blocks(text: str) -> list[tuple[str, str]]:
     """The fenced blocks: the first word of the language, and the code, empty if it does not compile."""
-    blocks, lines, position = [], text.split("\n"), 0
-    while position < len(lines):
-        if (whole := ONE_LINE.fullmatch(lines[position])) and _compiles(whole[2]):
+    blocks, lines, position, fences = [], text.split("\n"), 0, 0
+    while position < len(lines) and fences < MOST_FENCES:
+        whole = ONE_LINE.fullmatch(lines[position])
+        if whole and not FILE.match(whole[2]) and _compiles(whole[2]):
             blocks.append(("python", whole[2]))
         opening, position = FENCE.fullmatch(lines[position]), position + 1
         before, fence, info = opening.groups() if opening else ("", "", "")
@@ -209,14 +226,17 @@ def _blocks(text: str) -> list[tuple[str, str]]:
         item = ITEM.fullmatch(QUOTE.sub("", before))  # None: the fence comes after text
         if not fence or (not item and info.strip() and language not in PYTHON):
             continue
+        fences += 1
         indent = len(item[0]) if item else len(before) - len(before.lstrip())
-        body = [QUOTE.sub("", s) for s in lines[position:]] if QUOTE.match(before) else lines[position:]
-        body = [line[:indent].lstrip(" \t") + line[indent:] for line in body]
+        raw = [QUOTE.sub("", s) for s in lines[position:]] if QUOTE.match(before) else lines[position:]
+        body = [line[:indent].lstrip(" \t") + line[indent:] for line in raw]
         closing = re.compile(rf" {{0,3}}{fence[0]}{{{len(fence)},}}\s*")
         ends = [n for n, line in enumerate(body) if closing.fullmatch(line)][:4]
-        readings = [("\n".join([*body[:n], ""]), n + 1) for n in ends]
+        readings = [("\n".join([*of[:n], ""]), n + 1) for of in (body, raw) for n in ends]
         code, _, _ = "\n".join(body).partition(fence)
-        readings.append((code, code.count("\n") + 1))
+        end = code.count("\n")
+        readings.insert(len(ends), (code, end + (not PYTHON_FENCE.match(body[end]) if body else 1)))
+        readings += [(textwrap.dedent(code), n) for code, n in readings]
         code, after = next((r for r in readings if _compiles(r[0])), ("", (ends or [len(body)])[0] + 1))
         opened = (n for n, line in enumerate(body[:after]) if not code and PYTHON_FENCE.match(line))
         if code or item:
@@ -227,13 +247,25 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 
 def _compiles(code: str) -> bool:
     try:
-        with warnings.catch_warnings(action="ignore"):
-            # Where compiling would take long, the sandbox does it: there time and memory are limited.
-            if "finally" not in code or _bytecode(ast.parse(code)) < MOST_BYTECODE:
-                compile(code, "solution.py", "exec")
+        # Where compiling would take long, the sandbox does it: there time and memory are limited.
+        if "finally" not in code or _bytecode(ast.parse(code)) < MOST_BYTECODE:
+            compile(code, "solution.py", "exec")
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
         return False
     return bool(code.strip())
+
+
+def _acts(nodes: Sequence[ast.AST]) -> bool:
+    """Whether a program does more than state values, signatures, or that something is not implemented."""
+    inside = [n for node in nodes if isinstance(node, DEFINITIONS[:2]) for n in ast.walk(node)]
+    stored = any(
+        isinstance(n, (ast.Subscript, ast.Attribute)) and isinstance(n.ctx, ast.Store) for n in inside
+    )
+    missing = [n for n in nodes if isinstance(n, ast.Raise) and "NotImplementedError" in ast.dump(n)]
+    stubs = {id(n) for node in missing for n in ast.walk(node)}
+    active = (n for n in nodes if isinstance(n, (ast.stmt, ast.Call, ast.Lambda)) and id(n) not in stubs)
+    yields = any(isinstance(n, (ast.Yield, ast.YieldFrom, ast.Await)) for n in inside)
+    return stored or yields or not all(isinstance(n, INERT) for n in active)
 
 
 def _bytecode(node: ast.AST) -> int:

@@ -211,10 +211,9 @@ def check_others(problems: Sequence[Problem]) -> None:
 
 def _start_tests(dialog: _Dialog, chat: Chat, sandbox: Sandbox, settings: RolloutSettings, others) -> None:
     """Read the code out of the response and start its public tests."""
-    episode, turn = dialog.episode, dialog.episode.turns[-1]
+    episode, turn, problem = dialog.episode, dialog.episode.turns[-1], dialog.episode.problem
     turn.text = chat.text(episode.ids[turn.start : turn.end])
-    turn.code = extract_code(chat.final_answer(turn.text))
-    problem = episode.problem
+    turn.code = extract_code(chat.final_answer(turn.text), problem.entry_point)
     dialog.public = turn.code and sandbox.submit(make_job(problem, turn.code, problem.public_tests))
     if settings.feedback == "random" and len(episode.turns) < settings.turn_limit:
         other = problem

@@ -83,7 +83,7 @@ def simulate(testing_steps: float, rows: int, seed: int) -> Simulation:
     rollout.prompt_ids = lambda *_: [PROMPT] * int(600 * math.exp(prompts.gauss(0, 0.5)))
     rollout.observation_ids = lambda *_: [PROMPT] * 300
     rollout.stop_ids = lambda chat: {END}
-    rollout.extract_code = lambda text: text
+    rollout.extract_code = lambda text, entry_point: text
     nothing = SimpleNamespace(text=lambda ids: "pass", final_answer=lambda text: text)
     device = SimpleNamespace(type="cuda")
     model = SimpleNamespace(

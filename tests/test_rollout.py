@@ -96,7 +96,7 @@ def test_the_longest_waiting_half_is_asked_for_its_results_while_the_tests_of_th
         return SimpleNamespace(result=lambda: events.append(("read", number)) or future.result())
 
     monkeypatch.setattr(module, "decode", lambda *given: events.append(("decode", 0)) or decode(*given))
-    monkeypatch.setattr(module, "extract_code", lambda text: "pass")
+    monkeypatch.setattr(module, "extract_code", lambda text, entry_point: "pass")
     watched, settings = SimpleNamespace(submit=submit), replace(SETTINGS, batch_rows=16)
     rollout(model, tokenizer, toy.problems("test")[:40], watched, settings, seed=3)
     assert [number for kind, number in events if kind == "read"] == list(range(120))
