@@ -148,7 +148,7 @@ def draw_feedback(results: Sequence[dict]) -> None:
         rows = [values(results, name, kind, "solved") for name in ways.values()]
         (line,) = right.plot([*ways], [mean(row) for row in rows], "o-", label=label)
         right.fill_between([*ways], [*map(min, rows)], [*map(max, rows)], color=line.get_color(), alpha=0.12)
-    right.set(xlabel="probability that a message in training is about another problem", ylim=(-0.02, 1.02))
+    right.set(xlabel="share of random messages in training", ylim=(-0.02, 1.02))
     right.legend()
     figure.savefig(RESULTS / "feedback.png", dpi=100)
 

@@ -1,6 +1,7 @@
 """Text and token ids: code out of a response, and messages that quote special tokens."""
 
 import time
+import warnings
 
 import pytest
 
@@ -153,11 +154,90 @@ def test_a_reader_and_extract_code_see_the_same_program(text, code):
     assert extract_code(text) == code
 
 
-@pytest.mark.parametrize("unit", ["```python\nx\n", "```python\nx = (\n```\n", "```python\nx = 1```\n"])
-def test_a_response_of_nothing_but_fences_is_read_quickly(unit):
+STDIN = "n = int(input())\nprint(n * 2)\n"  # an answer to a task of input and output
+READS = f"```python\n{STDIN}```\n"
+HELPER = "def gcd(a, b):\n    return a if not b else gcd(b, a % b)\n"
+MAIN = "a, b = map(int, input().split())\nprint(gcd(a, b))\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        # a fence that is no end of a block, but opens the answer
+        (f"All in one ```python block.\n\n# Solution\n\n{READS}", STDIN),
+        (f"I put it into one ```python block.\n\nSolution\n\n{READS}", STDIN),
+        (f"```markdown\n# Solution\n\n{READS}## Complexity\nO(n)\n```\n", STDIN),
+        (f"```python\n# Your code here\n\n{READS}Done.", STDIN),
+        (f"```\n5\n{READS}", STDIN),
+        # excerpts, hints and demos after the answer
+        (f"{READS}1. Read the number:\n```python\nn = int(input())\n```\n", STDIN),
+        (f"{READS}Here\n```python\nmap(int, input().split())\n```\nreads integers.", STDIN),
+        (f"{READS}```python\nimport sys\nsys.setrecursionlimit(10**6)\n```\n", STDIN),
+        (f"{READS}```python\nimport sys\ndata = sys.stdin.read().split()\n```\n", STDIN),
+        (f"{READS}```python\nprint('hello'[::-1])\n```\n", STDIN),
+        (f"{READS}```python\nCounter({{'a': 2}})\n```\n", STDIN),
+        (f"{READS}```python\nimport solution\nprint(solution.f(3))\n```\n", STDIN),
+        ("```\nprint(input())\n```\nTime:\n```\nO(n^2)\n```\n", "print(input())\n"),
+        ("```\nprint(input())\n```\nRun it:\n```python a.py < in.txt```\n", "print(input())\n"),
+        # a helper, then the program that needs it
+        (f"A helper:\n```python\n{HELPER}```\nThen:\n```python\n{MAIN}```\n", f"{HELPER}\n{MAIN}"),
+        (f"```python\n{HELPER}```\n```python\n{HELPER}{MAIN}```\n", HELPER + MAIN),
+        # a corrected version
+        (f"{READS}Wait:\n```python\nprint(int(input()) * 2)\n```\n", "print(int(input()) * 2)\n"),
+        # indented otherwise than the fence
+        ("1. **Code**: ```python\n   n = 1\n   print(n)\n   ```\n", "n = 1\nprint(n)\n"),
+        ("1. Code:\n    ```python\ndef f(n):\n    return n\n    ```\n", "def f(n):\n    return n\n"),
+        ("1. Code:\n   ```python\n    x = 1\n    print(x)\n   ```\n", "x = 1\nprint(x)\n"),
+    ],
+)
+def test_a_program_of_input_and_output_is_found_among_other_blocks(text, code):
+    assert extract_code(text) == code
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "```python\nsorted([3, 1, 2])\n```",
+        "```python\nprint('hello'[::-1])\n```",
+        "```python\nwords = 'a b c'.split()\n```",
+        "```python\nf = f('abc')\nprint(f)\n```",
+        "```python\ndef check(candidate):\n    assert candidate(1) == 1\n```",
+        "```python\nimport doctest\ndoctest.testmod()\n```",
+        "```python\nn = int(input())\nprint(f(n))\n```",
+        "```python\ndef f(n):\n    raise NotImplementedError\n```",
+        "```python\ndef f(n):\n    ...\n```",
+        "```python\nfor f in [1, 2]:\n    print(f)\n```",
+    ],
+)
+def test_the_last_block_that_defines_the_function_counts(after):
+    assert extract_code(BLOCK + after, "f") == F
+    assert extract_code(f"```python\ndef f(n): return 0\n```\nWait:\n{BLOCK}{after}", "f") == F
+    generator = "def f(n):\n    yield n\n"
+    assert extract_code(f"```python\n{generator}```\nOutput:\n```python\n[1]\n```", "f") == generator
+
+
+def test_a_function_has_the_helper_of_an_earlier_block_in_front():
+    code = "def f(a, b):\n    return a // gcd(a, b)\n"
+    text = f"```python\n{HELPER}```\nThen:\n```python\n{code}```\n"
+    assert extract_code(text, "f") == f"{HELPER}\n{code}"
+    assert extract_code(text, "gcd") == HELPER
+
+
+def test_a_warning_about_a_response_is_not_printed():
+    with warnings.catch_warnings(action="error"):
+        assert extract_code("```python\nprint('\\d', 1if 1else 2)\n```")
+
+
+UNITS = ["```python\nx\n", "```python\nx = (\n```\n", "```python\nx = 1```\n", "```\n", "> ```python\n", "`"]
+UNITS += ["~", "```python\nx = 1\n```\n", "a ```\n", "~~~\n```\n", "~`", '```python\n"""\n']
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("before", ["", "```\n"])
+def test_a_response_of_nothing_but_fences_is_read_quickly(unit, before):
     began = time.process_time()
-    extract_code(unit * (8000 // len(unit)))
-    assert time.process_time() - began < 2
+    extract_code(before + unit * (32_000 // len(unit)))
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("way_out", ["pass", "return"])

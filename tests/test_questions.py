@@ -26,6 +26,8 @@ def entered(stack: ExitStack, name: str) -> dict:
 def test_the_table_is_made_of_the_stored_figures():
     stored = (questions_report.RESULTS / "table.md").read_text()
     assert stored == questions_report.table(questions_report.read_results())
+    readme = (main_run.ROOT / "benchmarks" / "README.md").read_text()
+    assert all(part in readme for part in stored.strip().split("\n\n"))
 
 
 @pytest.mark.parametrize("public", [1, 2, 3, 5])
