@@ -191,7 +191,8 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
        output) or signatures (a stub), and needs no name that only an earlier block binds (an example call, an
        excerpt). Else the last one.
 
-    A block ends where a block of Python opens, if it does not compile, or its end is beside text otherwise.
+    A block that does not compile ends where a block of Python opens in it: it was given up, or is Markdown.
+    Nor is such an opening fence taken for the end of the block before it.
     """
     answer, chosen, last, bound, helpers, helping = None, None, None, set(), "", set()
     with warnings.catch_warnings(action="ignore"):
@@ -202,6 +203,8 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
             needs, binds = _names(nodes)
             words = {getattr(node, "id", getattr(node, "attr", "")) for node in nodes}
             defines = {node.name for node in nodes if isinstance(node, DEFINITIONS)}
+            lambdas = [n for n in nodes if isinstance(n, ast.Assign) and isinstance(n.value, ast.Lambda)]
+            defines |= {name for n in lambdas for name in map(ast.unparse, n.targets)}
             runs, missing = bool(words & READING and words & WRITING), needs & bound
             if _acts(nodes):
                 if (entry_point in defines if entry_point else runs) and missing <= helping:

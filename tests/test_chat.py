@@ -221,6 +221,7 @@ def test_a_function_has_the_helper_of_an_earlier_block_in_front():
     text = f"```python\n{HELPER}```\nThen:\n```python\n{code}```\n"
     assert extract_code(text, "f") == f"{HELPER}\n{code}"
     assert extract_code(text, "gcd") == HELPER
+    assert extract_code(f"{BLOCK}Shorter:\n```python\nf = lambda n: n\n```", "f") == "f = lambda n: n\n"
 
 
 def test_a_warning_about_a_response_is_not_printed():
