@@ -383,10 +383,12 @@ def test_dropout_is_off_and_checkpointed_gradients_are_the_plain_ones(tmp_path, 
 
 
 def test_ctrl_c_ends_the_building_of_the_toy_world_s_model_at_once(tmp_path):
-    words = [sys.executable, "train.py", "--output", str(tmp_path / "run"), "--device", "cpu"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    while "warm start" not in process.stderr.readline(40):
-        pass
+    flags = ["train.py", "--output", str(tmp_path / "run"), "--device", "cpu"]
+    changed_world = f"import data, runpy, sys; data.CLOSING, sys.argv = 'Again.\\n', {flags}"
+    code = f"{changed_world}; runpy.run_path('train.py', run_name='__main__')"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    while "warm start" not in (told := process.stderr.readline(40)):
+        assert told
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == -signal.SIGINT
     process.stderr.close()
