@@ -364,7 +364,7 @@ def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (900,
     """The Hugging Face directory of a start model; built if it is missing. `lessons` are in steps."""
     if fits(directory):
         return directory
-    if directory.exists():
+    if (directory / "config.json").exists():
         print(f"{directory} was taught other families, tokens or prompts: it is built anew", file=sys.stderr)
     tokenizer = build_tokenizer()
     check_replaceable(directory)

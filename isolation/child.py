@@ -299,6 +299,7 @@ def judge(setup: str | types.CodeType, test: str, calls: socket.socket, about: d
         told = traceback.format_exception_only(error)[-1].strip()
         judge.end(NO_VERDICT, f"{fails} {told}")
     signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
         test = compile_test(test, judge.entry_point)
         judge.run(test, judge.candidate)
