@@ -20,7 +20,7 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 from datetime import date
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -33,8 +33,9 @@ THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<seed:think>", "
 CHANNEL, CONTENT = "<|channel|>", "<|message|>"  # OpenAI's harmony: the final answer is one of its channels
 MARKS = {mark for pair in (*THOUGHTS, (CHANNEL, CONTENT)) for mark in pair}
 PYTHON = ("python", "py", "python3")
-# Statements that do nothing by themselves.
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+ACTIVE = (ast.stmt, ast.Call, ast.Lambda, ast.Yield, ast.YieldFrom, ast.Await)
+# Statements that do nothing by themselves.
 INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass, ast.Assign, ast.AnnAssign)
 INERT += DEFINITIONS  # but what is in them may
 READING = {"input", "stdin", "open", "fileinput"}  # names of a program that reads its input
@@ -239,8 +240,9 @@ def _blocks(text: str) -> list[tuple[str, str]]:
         code, _, _ = "\n".join(body).partition(fence)
         end = code.count("\n")
         readings.insert(len(ends), (code, end + (not PYTHON_FENCE.match(body[end]) if body else 1)))
-        readings += [(textwrap.dedent(code), n) for code, n in readings]
-        code, after = next((r for r in readings if _compiles(r[0])), ("", (ends or [len(body)])[0] + 1))
+        dedented = ((textwrap.dedent(code), n) for code, n in readings)
+        nothing = "", (ends or [len(body)])[0] + 1
+        code, after = next((r for r in chain(readings, dedented) if _compiles(r[0])), nothing)
         opened = (n for n, line in enumerate(body[:after]) if not code and PYTHON_FENCE.match(line))
         if code or item:
             blocks.append((language, code))
@@ -250,7 +252,7 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 
 def _compiles(code: str) -> bool:
     try:
-        # Where compiling would take long, the sandbox does it: there time and memory are limited.
+        # Thirty lines of nested `finally` take a minute: the sandbox, which has limits, compiles these.
         if "finally" not in code or _bytecode(ast.parse(code)) < MOST_BYTECODE:
             compile(code, "solution.py", "exec")
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
@@ -260,24 +262,19 @@ def _compiles(code: str) -> bool:
 
 def _acts(nodes: Sequence[ast.AST]) -> bool:
     """Whether a program does more than state values, signatures, or that something is not implemented."""
-    inside = [n for node in nodes if isinstance(node, DEFINITIONS[:2]) for n in ast.walk(node)]
-    stored = any(
-        isinstance(n, (ast.Subscript, ast.Attribute)) and isinstance(n.ctx, ast.Store) for n in inside
-    )
     missing = [n for n in nodes if isinstance(n, ast.Raise) and "NotImplementedError" in ast.dump(n)]
     stubs = {id(n) for node in missing for n in ast.walk(node)}
-    active = (n for n in nodes if isinstance(n, (ast.stmt, ast.Call, ast.Lambda)) and id(n) not in stubs)
-    yields = any(isinstance(n, (ast.Yield, ast.YieldFrom, ast.Await)) for n in inside)
-    return stored or yields or not all(isinstance(n, INERT) for n in active)
+    active = (n for n in nodes if isinstance(n, ACTIVE) and id(n) not in stubs)
+    inside = (n for node in nodes if isinstance(node, DEFINITIONS[:2]) for n in ast.walk(node))
+    places = (n for n in inside if isinstance(n, (ast.Subscript, ast.Attribute)))
+    changes = any(isinstance(n.ctx, ast.Store) for n in places)  # what a function was given
+    return changes or not all(isinstance(n, INERT) for n in active)
 
 
 def _bytecode(node: ast.AST) -> int:
-    """About how much bytecode a statement becomes.
-
-    Each way out of a `try` has a copy of its `finally`: thirty lines of nested ones would take a minute.
-    """
+    """About how much bytecode a statement becomes: each way out of a `try` has a copy of its `finally`."""
     size, last = 1, {*map(id, getattr(node, "finalbody", ()))}
-    ways = 2 + sum(isinstance(n, (ast.Return, ast.Break, ast.Continue)) for n in ast.walk(node) if last)
+    ways = 2 + sum(isinstance(n, (ast.Return, ast.Break, ast.Continue)) for n in last and ast.walk(node))
     for child in ast.iter_child_nodes(node):
         nested = isinstance(child, (ast.stmt, ast.excepthandler, ast.match_case))
         of_child = _bytecode(child) if nested else sum(1 for _ in ast.walk(child))

@@ -360,7 +360,7 @@ def start_model(directory: Path) -> Path:
     return STORED if fits(STORED) else ensure_base(directory)
 
 
-def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (900, 60)) -> Path:
+def ensure_base(directory: Path, lessons: tuple[int, int] = (900, 60)) -> Path:
     """The Hugging Face directory of a start model; built if it is missing. `lessons` are in steps."""
     if fits(directory):
         return directory
@@ -368,7 +368,7 @@ def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (900,
         print(f"{directory} was taught other families, tokens or prompts: it is built anew", file=sys.stderr)
     tokenizer = build_tokenizer()
     check_replaceable(directory)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -385,7 +385,7 @@ def ensure_base(directory: Path, seed: int = 0, lessons: tuple[int, int] = (900,
         toy_checksum=_checksum(),
     )
     model = LlamaForCausalLM(config)
-    _warm_start(model, tokenizer, random.Random(seed), lessons)
+    _warm_start(model, tokenizer, random.Random(0), lessons)
     partial = directory.with_name(directory.name + ".partial")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)

@@ -48,8 +48,8 @@ def read_results() -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def values(results: Sequence[dict], name: str, *keys: str | int) -> list[float]:
-    """A figure of each seed of a run, found by following `keys` from its result."""
+def values(results: Sequence[dict], name: str, *keys: str | int) -> list:
+    """A figure of each seed of a run, found by following `keys` from its result; without keys the results."""
     found = [result for result in results if result["run"] == name]
     for key in keys:
         found = [of[key] for of in found]
@@ -110,7 +110,7 @@ def table(results: Sequence[dict]) -> str:
     head = ("budget", "samples of a problem", "solved", *(f"{what} a problem solved" for what in COSTS))
     lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, (words, samples) in product(POLICIES, SAMPLES.items()):
-        if chosen := [result for result in results if result["run"] == name]:
+        if chosen := values(results, name):
             solved, *costs = zip(*(budget(result, samples) for result in chosen), strict=True)
             costs = [[cost / share for cost, share in zip(of, solved, strict=True)] for of in costs]
             cells = [cell(solved), *map(cell, costs, (0, 1, 3))]  # digits
@@ -155,14 +155,10 @@ def draw_feedback(results: Sequence[dict]) -> None:
 
 def draw_reward(results: Sequence[dict]) -> None:
     figure, axes = plots.pyplot.subplots(1, 5, figsize=(22, 4.2), layout="constrained")
-    titles = (
-        "rewarded by all tests",
-        *(f"rewarded by {n} of 6 tests, which are public" for n in (1, 2, 3, 5)),
-    )
-    for axis, name, title in zip(axes, RUNS["reward"], titles, strict=True):
+    for axis, name in zip(axes, RUNS["reward"], strict=True):
         draw_curves(axis, results, name, "public_passed", "C3", "passes the public tests")
         draw_curves(axis, results, name, "solved", "C0", "passes all tests")
-        axis.set_title(title)
+        axis.set_title(name.partition(", ")[2] or "rewarded by all tests")
     axes[0].legend(loc="lower right")
     figure.savefig(RESULTS / "reward.png", dpi=100)
 
@@ -186,7 +182,7 @@ def draw_budget(results: Sequence[dict]) -> None:
     """What a number of sampled tokens buys: longer dialogs, or more first answers."""
     figure, axis = plots.pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     for name, colour in zip(POLICIES, ("C7", "C1", "C0"), strict=True):
-        chosen = [result for result in results if result["run"] == name]
+        chosen = values(results, name)
         count = len(chosen[0]["draws"]["solved_of_problem"])
         label = {"turn limit 1": "single-turn RL", "ours": "RLEF"}.get(name, name)
         dialogs = [[result["by_limit"][str(n)] for result in chosen] for n in LIMITS]
@@ -206,13 +202,14 @@ def report(results: Sequence[dict]) -> None:
     """Write the table, and the pictures of the questions whose runs are all there."""
     write_whole(RESULTS / "table.md", table(results))
     measured = {result["run"] for result in results}
-    drawn = {"feedback": draw_feedback, "reward": draw_reward, "difficulty": draw_difficulty}
-    drawn["budget"] = draw_budget
-    needed = {question: {*names} for question, names in RUNS.items()}
-    needed["difficulty"] |= {*BY_LIMIT}
-    needed["budget"] = {*POLICIES}
-    for question, draw in drawn.items() if plots.installed("pictures") else ():
-        if missing := needed[question] - measured:
+    drawn = {  # the function of each picture, and the runs that it needs
+        "feedback": (draw_feedback, RUNS["feedback"]),
+        "reward": (draw_reward, RUNS["reward"]),
+        "difficulty": (draw_difficulty, RUNS["difficulty"] + BY_LIMIT),
+        "budget": (draw_budget, POLICIES),
+    }
+    for question, (draw, needed) in drawn.items() if plots.installed("pictures") else ():
+        if missing := {*needed} - measured:
             print(f"no picture of {question} yet: {', '.join(sorted(missing))} missing")
         else:
             draw(results)

@@ -146,12 +146,13 @@ def compare(stub: Callable, task: Task, function: Callable, sentences: dict[str,
             if got[key].shape != right[key].shape:
                 lines.append(f"  Your shape is {got[key].shape}, but must be {right[key].shape}.")
                 unknown = "shape"
-        for mistake, variant in task.wrong.items():
-            if all(same(observed(task, variant, a), b) for (_, a), b in zip(cases, theirs, strict=True)):
+        alike = [m for m, variant in task.wrong.items() if same(observed(task, variant, arguments), got)]
+        for mistake in alike:
+            others = zip(cases, theirs, strict=True)
+            if all(same(observed(task, task.wrong[mistake], a), b) for (_, a), b in others):
                 return "\n".join([*lines, sentences[mistake]])
-        for mistake, variant in task.wrong.items():
-            if same(observed(task, variant, arguments), got):
-                return "\n".join([*lines, sentences[mistake], SENTENCES["here"]])
+        if alike:
+            return "\n".join([*lines, sentences[alike[0]], SENTENCES["here"]])
         return "\n".join([*lines, got if isinstance(got, str) else SENTENCES[unknown]])
     return None
 
