@@ -11,8 +11,9 @@ import argparse
 import hashlib
 import itertools
 import json
+import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -37,6 +38,8 @@ HUB = {  # repository, and its only split, which is then used for every split
     "mbpp_plus": ("evalplus/mbppplus", "test"),
 }
 NO_TESTS = "have no public or no private tests"  # why problems are left out
+NO_STATEMENT = "have an empty statement"
+OBJECTS = "take objects such as a TreeNode, which no column defines"
 FILES = "read or write files instead of standard input and output"
 SMALL = 1 << 26  # problems of tables up to this size, in bytes, are made once and kept
 
@@ -51,22 +54,39 @@ FORMATS = (  # the columns that a row must have, and the function that reads it
 )
 
 
-def _problem(stored: dict, where: str) -> tuple[Problem, bool]:
-    """The problem of a stored row, which may be a line of JSON, and whether its programs use files.
+def _one_of_each(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object; ValueError if it has a key twice, of which json would drop one."""
+    if len(row := dict(pairs)) < len(pairs):
+        raise ValueError(f"{Counter(key for key, _ in pairs).most_common(1)[0][0]!r} is there twice")
+    return row
+
+
+def _problem(stored: dict, where: str) -> tuple[Problem, str]:
+    """The problem of a stored row, which may be a line of JSON, and why it is left out, empty if it is not.
 
     Raises: ValueError, one sentence.
     """
     try:
-        row = json.loads(stored["text"].removeprefix("\ufeff")) if list(stored) == ["text"] else stored
+        of_file, row = list(stored) == ["text"], stored
+        if of_file:
+            row = json.loads(stored["text"].removeprefix("\ufeff"), object_pairs_hook=_one_of_each)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
+        raise ValueError(f"{where} is not JSON: {error}; each line must be one object") from error
     try:
         if not isinstance(row, dict):
-            raise ValueError("it is no object with columns")
+            raise ValueError("it is no object with columns: each line must be one")
         columns, read = max(FORMATS, key=lambda known: fmean(name in row for name in known[0].split()))
         if missing := [name for name in columns.split() if name not in row]:
             raise ValueError(f"no column {', '.join(missing)} among its columns {', '.join(row)}")
-        return read(row), any(map(row.get, FILE_COLUMNS))
+        problem = read(row)
+        tested = problem.public_tests and problem.private_tests
+        reasons = {  # the first that holds
+            FILES: any(map(row.get, FILE_COLUMNS)),
+            OBJECTS: re.search(r"\b(Tree|List)?Node\b", problem.signature),
+            NO_STATEMENT: not problem.statement.strip(),
+            NO_TESTS: not tested,
+        }
+        return problem, next((reason for reason, holds in reasons.items() if holds), "")
     except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"{where} is not understood: {error}") from error
 
@@ -123,14 +143,14 @@ def first_messages(problems: Sequence[Problem]) -> Iterator[str]:
 def _read(rows: datasets.Dataset, source: str) -> Iterator[tuple[str, str, Problem | None]]:
     """For each row: its problem's name, why it is left out, and the problem. An empty line has no name."""
     for number, row in enumerate(rows, 1):
-        if row.get("text", "-").strip():
-            where = f"{source}, {'line' if 'text' in row else 'row'} {number},"
-            problem, files = _problem(row, where)
-            _check_characters(problem, where)
-            tested = problem.public_tests and problem.private_tests
-            yield problem.name, FILES if files else "" if tested else NO_TESTS, problem
-        else:
+        line = list(row) == ["text"]
+        if line and not row["text"].strip():
             yield "", "", None
+            continue
+        where = f"{source}, {'line' if line else 'row'} {number},"
+        problem, reason = _problem(row, where)
+        _check_characters(problem, where)
+        yield problem.name, reason, problem
 
 
 def _left_out(rows: datasets.Dataset) -> list[str]:
@@ -152,9 +172,10 @@ def _left_out(rows: datasets.Dataset) -> list[str]:
         for number, name in enumerate(batch["name"].to_pylist(), len(reasons) + 1):
             if not isinstance(name, str) or not name:
                 raise ValueError(f"row {number}: name is no text, or empty: {name!r:.60}")
-        for number, has in enumerate(tested.to_pylist()):
+        for number, (has, text) in enumerate(zip(tested.to_pylist(), batch["description"], strict=True)):
             files = [batch[name][number].as_py() for name in FILE_COLUMNS if name in rows.column_names]
-            reasons.append(FILES if any(files) else "" if has else NO_TESTS)
+            reason = "" if has else NO_TESTS
+            reasons.append(FILES if any(files) else NO_STATEMENT if text.as_py() == "" else reason)
     return reasons
 
 
@@ -193,7 +214,7 @@ def _rows(source: str, split: str) -> datasets.Dataset:
 
 def _usable(rows: datasets.Dataset, source: str) -> tuple[Sequence[Problem], list[str]]:
     """The problems of the rows that can be used, and their names; the others are printed."""
-    kept, made, names, left_out = [], [], [], {FILES: [], NO_TESTS: []}
+    kept, made, names, left_out = [], [], [], defaultdict(list)
     # CodeContests: its problems are made when they are asked for.
     kinds = [field.type for field in rows.data.schema if field.name in ("name", *TEST_COLUMNS)]
     if len(kinds) == 1 + len(TEST_COLUMNS) and sum(map(pa.types.is_struct, kinds)) == len(TEST_COLUMNS):
@@ -211,10 +232,9 @@ def _usable(rows: datasets.Dataset, source: str) -> tuple[Sequence[Problem], lis
             names.append(name)
             made += [problem] if small else []
     total = len(kept) + sum(map(len, left_out.values()))
-    for reason, unused in left_out.items():
-        if unused:
-            shown = ", ".join(unused[:5]) + " and others" * (len(unused) > 5)
-            print(f"{source}: {shown} left out: {len(unused)} of {total} problems {reason}")
+    for reason, unused in sorted(left_out.items(), reverse=True):
+        shown = ", ".join(unused[:5]) + " and others" * (len(unused) > 5)
+        print(f"{source}: {shown} left out: {len(unused)} of {total} problems {reason}")
     if not kept:
         raise ValueError(f"{source} has no problem with public and private tests")
     problems = made if small else Problems(rows.select(kept), source)

@@ -6,11 +6,13 @@ left out, because a program could print the expected output that the feedback sh
 
 Without `fn_name` a test is standard input and output, each a text or a list of lines, compared by
 `sandbox.outputs_match` (APPS's own judge is more lenient: it also accepts lines and words in another order).
-With `fn_name` a test is a list of arguments and a result. As in APPS's judge, the result may be wrapped in a
-list, and a tuple equals a list. The function may be a method of a `class Solution`.
+With `fn_name` a test is a list of arguments and a result. As in APPS's judge, a tuple equals a list, and the
+results may be wrapped in a list, but only if all are (there, also the first item of any list is right). The
+function may be a method of a `class Solution`.
 """
 
 import hashlib
+import keyword
 import re
 import sys
 
@@ -46,15 +48,23 @@ def call_test(name: str, arguments: list, *accepted: object) -> AssertTest:
 
 def function_columns(name: str, starter_code: str) -> dict[str, str]:
     """The fields of a Problem whose tests are made by `call_test`."""
-    if not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise ValueError(f"the function's name is {name!r}, but must be a Python name")
     code = {"preamble": CALL.format(name=name), "setup": JUDGE_HELPERS + COMPARISON}
-    return code | {"entry_point": name, "signature": starter_code.strip()}
+    if re.search(rf"^(def|class) {name}\b", code["setup"], re.MULTILINE):
+        raise ValueError(f"the function's name is {name}, which the judge uses itself: rename it")
+    shown = starter_code.strip() if re.search(rf"\bdef +{name}\b", starter_code) else ""  # else its name
+    return code | {"entry_point": name, "signature": shown}
 
 
 def _text(lines: object) -> str:
     """Standard input or output, which may be a list of lines."""
-    return "\n".join(map(str, lines)) if isinstance(lines, list) else lines
+    if isinstance(lines, list) and all(type(line) in (str, int, float) for line in lines):
+        return "\n".join(map(str, lines))
+    if not isinstance(lines, str):
+        wanted = "a text nor a list of lines: are these arguments of a function, and fn_name is missing?"
+        raise ValueError(f"input_output has an input or output that is neither {wanted} {lines!r:.60}")
+    return lines
 
 
 def _call_tests(name: str, inputs: list, outputs: list) -> list[AssertTest]:
@@ -62,10 +72,22 @@ def _call_tests(name: str, inputs: list, outputs: list) -> list[AssertTest]:
         raise ValueError("input_output has fn_name, so each of its inputs must be a list of arguments")
     wrapped = all(isinstance(output, list) and len(output) == 1 for output in outputs)
     tests = []
-    for arguments, output in zip(inputs, outputs, strict=True):
-        inner = output[:1] if isinstance(output, list) else []
-        tests.append(call_test(name, arguments, *([*inner, output] if wrapped else [output, *inner])))
+    for arguments, output in zip(_with_integer_keys(inputs), outputs, strict=True):
+        forms = [*output, output] if wrapped else [output]
+        others = [form for form in map(_with_integer_keys, forms) if form not in forms]
+        tests.append(call_test(name, arguments, *others, *forms))
     return tests
+
+
+def _with_integer_keys(value: object) -> object:
+    """JSON's keys are texts: where all are integers they were integers, as APPS's judge assumes."""
+    if isinstance(value, list):
+        return [*map(_with_integer_keys, value)]
+    if not isinstance(value, dict):
+        return value
+    integers = {int(key) for key in value if re.fullmatch("-?(0|[1-9][0-9]*)", key)}
+    keys = map(int, value) if len(integers) == len(value) else value
+    return dict(zip(keys, map(_with_integer_keys, value.values()), strict=True))
 
 
 def _amount(row: dict, column: str, unit: str, example: str) -> float:
@@ -81,6 +103,8 @@ def read_row(row: dict) -> Problem:
     """The problem of a row of APPS or TACO. Raises: ValueError, one sentence."""
     statement, tests = values.text(row, "question"), values.from_json(row, "input_output", dict)
     inputs, outputs, name = (tests.get(part) or [] for part in ("inputs", "outputs", "fn_name"))
+    if tests and not {"inputs", "outputs"} <= tests.keys():
+        raise ValueError(f'input_output has {", ".join(tests)}, but must have "inputs" and "outputs"')
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
         raise ValueError('input_output must have two lists of one length, "inputs" and "outputs"')
     about, public = {}, 1
@@ -89,8 +113,6 @@ def read_row(row: dict) -> Problem:
         made = _call_tests(name, inputs, outputs)
     else:
         inputs, outputs = ([*map(_text, side)] for side in (inputs, outputs))
-        if not all(isinstance(side, str) for side in (*inputs, *outputs)):
-            raise ValueError("input_output has an input or output that is neither a text nor a list of lines")
         made = [*map(IoTest, inputs, outputs)]
         shown = [" ".join(given.split()) in " ".join(statement.split()) for given in inputs]
         public = max(1, min([*shown, False].index(False), len(made) - 1))

@@ -215,9 +215,12 @@ def read_row(row: dict) -> Problem:
             template,
         )
         tests[next(iter(texts.values()))] = code
-    if not tests:  # code of another form is one test
-        tests[""] = values.text(row, "test") + ("" if asserts else "\ncheck(candidate)")
-    values.assert_tests([*row.get("test_list", []), next(iter(tests.values()))], name, "test", helpers)
+    if not tests:  # code of another form is one test, which may use what the prompt defines
+        tests[""] = values.text(row, "test")
+        tests[""] += "\ncheck(candidate)" if "def check(" in tests[""] else ""
+        helpers = "" if asserts else row["prompt"]
+    setup = "\n".join([JUDGE_HELPERS, *row.get("test_imports", []), helpers])
+    values.assert_tests([*row.get("test_list", []), next(iter(tests.values()))], name, "test", setup)
     public = _base_tests(row, name, asserts, tests)
     prompt = row["prompt"]
     if asserts and "test_list" not in row:  # evalplus's own MBPP+ prompts are string literals with an assert
@@ -228,9 +231,10 @@ def read_row(row: dict) -> Problem:
         statement=MBPP_STATEMENT.format(prompt=prompt.strip(), tests=asserts) if asserts else prompt,
         public_tests=tuple(map(AssertTest, public)),
         private_tests=tuple(map(AssertTest, list(tests.values()) or public)),
+        limits=values.limits(values.number(row, "time_limit"), values.number(row, "memory_limit_bytes")),
         correct_solutions=(solution,),
         preamble="" if asserts else prompt + "\n",
         entry_point=name,
         signature=ast.unparse(defined[name]),
-        setup="\n".join([JUDGE_HELPERS, *row.get("test_imports", []), helpers]),
+        setup=setup,
     )

@@ -20,6 +20,7 @@ from formats.apps import call_test, function_columns
 from sandbox import AssertTest, IoTest
 
 PICKLE_BYTES = 1 << 30
+SIDES = ("input", "output")
 NO_VALUE = {"PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT", "STOP"}  # opcodes beside the text
 
 
@@ -43,21 +44,35 @@ def _tests(packed: str, name: str) -> tuple[IoTest | AssertTest, ...]:
         packed = pickled_text(unzipped)
     cases, kind = json.loads(packed), "functional" if name else "stdin"
     for case in cases:
-        if not all(isinstance(case.get(part), str) for part in ("input", "output")):
+        if not isinstance(case, dict) or not all(isinstance(case.get(part), str) for part in SIDES):
             raise ValueError("a test has no input or output, or one that is no text")
         if case.get("testtype") != kind:
             raise ValueError(f"a test has testtype {case.get('testtype')!r}, but by metadata it is {kind!r}")
     if not name:
         return tuple(IoTest(case["input"], case["output"]) for case in cases)
-    calls = [[*map(json.loads, filter(None, case["input"].split("\n")))] for case in cases]
-    results = [json.loads(case["output"]) for case in cases]
-    return tuple(call_test(name, *call) for call in zip(calls, results, strict=True))
+    calls = []
+    for case in cases:
+        try:
+            arguments = [json.loads(line) for line in case["input"].split("\n") if line]
+            calls.append((arguments, json.loads(case["output"])))
+        except ValueError as error:
+            raise ValueError(f"a test has a line of input or an output that is no JSON: {case}") from error
+    return tuple(call_test(name, *call) for call in calls)
 
 
 def read_row(row: dict) -> Problem:
     """The problem of a row of LiveCodeBench. Raises: ValueError, one sentence."""
     name, tests = values.from_json(row, "metadata", dict).get("func_name", ""), {}
+    starter = values.text(row, "starter_code")
+    if starter.strip() and not name:
+        raise ValueError(
+            "starter_code shows a function to write, but metadata has no func_name for its tests"
+        )
+    if not isinstance(row["question_id"], (str, int)):
+        raise ValueError(f"question_id is {row['question_id']!r:.60}, but must be a text or a number")
     for column in ("public_test_cases", "private_test_cases"):
+        if not row[column]:
+            raise ValueError(f"{column} is empty")
         try:
             tests[column] = _tests(values.text(row, column), name)
         except (AttributeError, TypeError, ValueError, zlib.error) as error:
@@ -68,5 +83,6 @@ def read_row(row: dict) -> Problem:
         public_tests=tests["public_test_cases"],
         private_tests=tests["private_test_cases"],
         group=f"difficulty {row['difficulty']}" if row.get("difficulty") else "",
-        **(function_columns(name, values.text(row, "starter_code")) if name else {}),
+        limits=values.limits(values.number(row, "time_limit"), values.number(row, "memory_limit_bytes")),
+        **(function_columns(name, starter) if name else {}),
     )

@@ -19,13 +19,26 @@ Problems of CodeContests that read or write files, by `input_file` or `output_fi
 `sources.load_problems`, because the sandbox gives a program standard input only.
 """
 
+import functools
 import re
+from difflib import get_close_matches
 
 from data import Problem
 from formats.values import assert_tests, limits, number, parse, text, texts
 from sandbox import AssertTest, IoTest
 
 PYTHON3 = (3, "PYTHON3")  # CodeContests' number and name of the language
+LANGUAGES = (0, 1, 2, 4, "UNKNOWN_LANGUAGE", "PYTHON", "CPP", "JAVA")  # the others
+OF_ASSERTS = ("preamble", "entry_point", "signature", "setup")
+COLUMNS = """name description public_tests private_tests generated_tests solutions incorrect_solutions
+time_limit memory_limit_bytes difficulty cf_rating""".split()
+
+
+@functools.cache
+def _check_spelling(column: str) -> None:
+    known = (*COLUMNS, *OF_ASSERTS)
+    if column not in known and (alike := get_close_matches(column, known, 1, 0.8)):
+        raise ValueError(f"column {column} is not read: if {alike[0]} is meant, rename it, else remove it")
 
 
 def _tests(row: dict, column: str) -> tuple[IoTest | AssertTest, ...]:
@@ -51,6 +64,8 @@ def _solutions(row: dict, column: str) -> tuple[str, ...]:
     solutions = row.get(column) or []
     match solutions:
         case {"language": [*languages], "solution": [*programs]} if len(languages) == len(programs):
+            if unknown := [name for name in languages if name not in (*PYTHON3, *LANGUAGES)]:
+                raise ValueError(f"{column} has language {unknown[0]!r}, but CodeContests' is 3 or PYTHON3")
             solutions = [program for i, program in zip(languages, programs, strict=True) if i in PYTHON3]
     return texts(solutions, column)
 
@@ -60,17 +75,23 @@ def read_row(row: dict) -> Problem:
     for column in ("name", "description"):
         if not isinstance(row[column], str) or not row["name"]:
             raise ValueError(f"{column} is no text, or empty: {row[column]!r:.60}")
-    about = {name: text(row, name) for name in ("preamble", "entry_point", "signature", "setup")}
+    for column in row:
+        _check_spelling(column)
+    about = {name: text(row, name) for name in OF_ASSERTS}
+    if (about["signature"] or about["setup"]) and not about["entry_point"]:
+        raise ValueError("signature and setup are for tests that are asserts: these need column entry_point")
     name, correct = about["entry_point"], _solutions(row, "solutions")
     defining = [about["signature"]] if about["signature"] else [about["preamble"] + code for code in correct]
     named = not defining or any(re.search(rf"\b{name}\b", code) for code in defining)
     if name and not (name.isidentifier() and named):
         raise ValueError(f"entry_point {name!r} is not in its signature and solutions: is it misspelt?")
+    if name and any(re.search(rf"^\s*class {name}\b", code, re.MULTILINE) for code in defining):
+        raise ValueError(f"entry_point {name} is a class, but must be a function: tests get plain data only")
     group = f"difficulty {row['difficulty']}" if row.get("difficulty") is not None else ""
     if rating := int(number(row, "cf_rating")):  # on Codeforces; 0 if unknown
         group = f"rating {rating // 400 * 400} to {rating // 400 * 400 + 399}"
     match row.get("time_limit"):
-        case {"seconds": _} as limit:
+        case {"seconds": _} as limit if limit.keys() <= {"seconds", "nanos"}:
             seconds = number(limit, "seconds") + number(limit, "nanos") / 1e9
         case _:
             seconds = number(row, "time_limit")

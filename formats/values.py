@@ -4,9 +4,12 @@ Otherwise a limit that is a text, or a test that compares nothing, would give ev
 """
 
 import ast
+import builtins
 import json
-import math
+import re
+import symtable
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -26,8 +29,8 @@ def number(row: dict, column: str) -> float:
     value = 0 if row.get(column) is None else row[column]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{column} is {value!r:.60}, but must be a number: write it without quotes or unit")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{column} is {value}, but must be a finite number and not negative")
+    if not 0 <= value <= sys.float_info.max:
+        raise ValueError(f"{column} is {value!r:.60}, but must be a finite number and not negative")
     return value
 
 
@@ -38,6 +41,8 @@ def parse(code: str, what: str) -> ast.Module:
     """
     try:
         tree = ast.parse(code)
+        with warnings.catch_warnings(action="ignore"):
+            compile(tree, what, "exec")
     except (SyntaxError, ValueError, RecursionError) as error:
         raise ValueError(f"{what} is no Python: {error}") from error
     for node in tree.body:
@@ -74,7 +79,7 @@ def from_json(row: dict, column: str, kind: type) -> object:
     """What the JSON text in a column says, which must be of this type; an empty text is an empty object."""
     stored = text(row, column)
     try:
-        value = json.loads(stored, object_hook=_integer_keys) if stored else kind()
+        value = json.loads(stored) if stored else kind()
     except ValueError as error:
         raise ValueError(f"{column} must be JSON in a text: {error}") from error
     if not isinstance(value, kind):
@@ -83,33 +88,50 @@ def from_json(row: dict, column: str, kind: type) -> object:
     return value
 
 
-def _integer_keys(made: dict) -> dict:
-    """JSON's keys are texts: keys that are all integers were integers."""
-    try:
-        return {int(key): value for key, value in made.items()}
-    except ValueError:
-        return made
-
-
 def assert_tests(
     codes: Sequence[str], entry_point: str, column: str, helpers: str = ""
 ) -> tuple[AssertTest, ...]:
     """Tests that call a function. Raises: ValueError for one that passes every program."""
     parse(helpers, "setup, the tests' helpers,")
+    _, shared = _names(helpers)
     for code in codes:
-        parse(code, f"a test of {column}")
+        tree = parse(code, f"a test of {column}")
         if not _compares(code, entry_point, helpers):
             raise ValueError(
                 f"a test of {column} compares no answer of the function {entry_point}, so that every program "
                 f"passes: write assert {entry_point}(...) == ... instead of {code!r:.80}"
             )
+        used, bound = _names(code)
+        unknown = used - {entry_point, "candidate", *dir(builtins)}
+        unknown -= used if "*" in bound | shared else bound | shared
+        imports = (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "solution")
+        unknown |= {alias.name for node in imports for alias in node.names} - {entry_point}
+        if unknown:
+            raise ValueError(
+                f"a test of {column} uses {', '.join(sorted(unknown))}, which neither the test nor setup "
+                f"defines, so that every program fails: {code!r:.80}"
+            )
     return tuple(map(AssertTest, codes))
+
+
+def _names(code: str) -> tuple[set[str], set[str]]:
+    """The global names that some code uses, and those that it binds; "*" if it imports all of a module."""
+    used, bound, tables = set(), set(), [symtable.symtable(code, "test", "exec")]
+    for table in tables:  # grows as we go
+        tables += table.get_children()
+        at_top = table.get_type() == "module"
+        for name in table.get_symbols():
+            if at_top or name.is_global():
+                here = name.is_assigned() or name.is_imported() or name.is_namespace()
+                (bound if here else used).add(name.get_name())
+    return used, bound | {"*" for _ in re.findall(r"^ *from .* import \*", code, re.MULTILINE)}
 
 
 def _compares(code: str, entry_point: str, helpers: str) -> bool:
     """Whether a test names the function and executes an assert that can fail."""
     body, found, named = ast.parse(code).body, False, set()
-    functions = [node for node in ast.parse(helpers).body + body if isinstance(node, ast.FunctionDef)]
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = [node for node in ast.parse(helpers).body + body if isinstance(node, kinds)]
     defined, executed = {node.name: node.body for node in functions}, list(body)
     while executed:
         node = executed.pop()

@@ -196,9 +196,12 @@ class Judge:
     def run(self, test: types.CodeType, function: object) -> None:
         """Go on with the test; this is the function under test."""
         setattr(sys.modules["solution"], self.entry_point, function)
-        vars(self.script).update(dict.fromkeys(("candidate", self.entry_point), function))
+        scope = vars(self.script)
+        if hasattr(builtins, self.entry_point):  # the set-up's own functions need the builtin one
+            scope = dict(scope)
+        scope.update(dict.fromkeys(("candidate", self.entry_point), function))
         try:
-            exec(test, vars(self.script))
+            exec(test, scope)
         except SystemExit as stop:
             if stop.code:
                 raise

@@ -84,6 +84,15 @@ def test_a_number_is_taken_as_a_number(tmp_path):
         ({"solutions": json.dumps(["x"])}, "solutions is a text, but must be a list of texts"),
         ({"solutions": [1]}, "solutions must be a list of texts"),
         ({"name": ""}, "name is no text, or empty"),
+        ({"time_limit": 10**400}, "time_limit is 10+, but must be a finite number"),
+        ({"time_limit": {"seconds": 1, "nanos": 10**400}}, "nanos is 10+, but must be a finite number"),
+        ({"time_limit": {"seconds": 2000, "unit": "ms"}}, "time_limit is {.*}, but must be a number"),
+        ({"setup": "import sys"}, "signature and setup are for .* asserts: these need column entry_point"),
+        ({"signature": "def f(x):"}, "signature and setup are for .* asserts: these need column entry_point"),
+        ({"timelimit": 2}, "column timelimit is not read: if time_limit is meant, rename it"),
+        ({"incorect_solutions": ["x"]}, "column incorect_solutions is not read: if incorrect_solutions is"),
+        ({"memory_limit": 256}, "column memory_limit is not read: if memory_limit_bytes is meant"),
+        ({"solutions": {"language": ["py"], "solution": ["x"]}}, "solutions has language 'py', but Code"),
         ({"entry_point": "f g"}, "public_tests|entry_point"),
     ],
 )
@@ -138,6 +147,7 @@ def test_a_test_that_compares_nothing_is_refused(tmp_path, test):
         "import solution\nassert solution.f(1) == 2",
         "assert f(2, 3) == f(3, 2)",
         "x = f(1)\nassert f(x) == x",
+        "import asyncio\nasync def main():\n    assert f(1) == 2\nasyncio.run(main())",
     ],
 )
 def test_a_test_that_compares_in_another_form_is_taken(test):
@@ -175,6 +185,57 @@ def test_a_misspelt_entry_point_is_named(tmp_path):
         load(tmp_path, CALLS | {"entry_point": "g", "solutions": ["def f(x):\n    return 2 * x\n"]})
     with pytest.raises(ValueError, match="compares no answer of the function g.*assert f"):
         load(tmp_path, CALLS | {"entry_point": "g"})
+
+
+def test_a_class_is_no_function_under_test(tmp_path):
+    stack = {"entry_point": "Stack", "public_tests": ["s = Stack()\nassert s.pop() == 1"]}
+    stack |= {"private_tests": ["assert Stack().pop() == 1"]}
+    for known in ({"signature": "class Stack:"}, {"solutions": ["class Stack:\n    def pop(self): pass"]}):
+        with pytest.raises(ValueError, match="entry_point Stack is a class, but must be a function"):
+            load(tmp_path, CALLS | stack | known)
+
+
+@pytest.mark.parametrize(
+    ("test", "unknown"),
+    [
+        ("assert math.isclose(f(1), 2)", "math"),  # the program may import it, but the test runs apart
+        ("def check(candidate):\n    assert candidate(1) == two\ncheck(f)", "two"),
+        ("from solution import f, Wrong\nassert f(1) == 2", "Wrong"),
+    ],
+)
+def test_a_name_that_a_test_does_not_have_is_named(tmp_path, test, unknown):
+    with pytest.raises(ValueError, match=f"private_tests uses {unknown}, which neither the test nor setup"):
+        load(tmp_path, CALLS | {"preamble": "import math\ntwo = 2\n", "private_tests": [test]})
+    for setup in ("import math\ntwo = 2", "from math import *"):
+        if "solution" not in test and (setup.endswith("2") or unknown == "two"):
+            load(tmp_path, CALLS | {"private_tests": [test], "setup": setup})
+
+
+def test_a_key_twice_is_refused_and_one_object_a_line_is_asked_for(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(OWN)[:-1] + ', "private_tests": []}')
+    with pytest.raises(ValueError, match="line 1, is not JSON: 'private_tests' is there twice"):
+        load_problems(str(path), "test")
+    for text in (json.dumps(OWN, indent=1), json.dumps([OWN])):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="line 1, .* each line must be one"):
+            load_problems(str(path), "test")
+
+
+def test_an_empty_statement_and_tests_with_objects_are_left_out_and_counted(tmp_path, capsys):
+    node = {"signature": "def f(root: Optional[TreeNode]):", "name": "tree"}
+    assert len(load(tmp_path, OWN, CALLS | node, OWN | {"name": "blank", "description": " "})) == 1
+    objects, blank = capsys.readouterr().out.splitlines()
+    assert objects.endswith(
+        "tree left out: 1 of 3 problems take objects such as a TreeNode, which no column defines"
+    )
+    assert blank.endswith("blank left out: 1 of 3 problems have an empty statement")
+
+
+def test_a_column_named_text_is_no_empty_line(tmp_path):
+    rows = [OWN | {"text": text, "name": name} for text, name in (("", "a"), (None, "b"))]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    assert len(load_problems(str(tmp_path / "rows.parquet"), "test")) == 2
 
 
 def test_a_byte_order_mark_is_skipped(tmp_path):
@@ -325,6 +386,9 @@ def test_taco_rows_with_a_method_are_called_in_the_sandbox(tmp_path, sandbox):
         ([[3], [4]], "3", "pw"),  # each result wrapped in a list
         ([3, 4], "3", "pw"),  # not wrapped
         ([[3, 4], [5]], "[3, 4]", "pw"),
+        ([[3, 4], [5]], "3", "ww"),  # some are not wrapped: so none is
+        ([{"1": 2}, {"01": 1, "1": 2}], "{'1': 2}", "pw"),
+        ([{"01": 1, "1": 2}, 0], "{'01': 1, '1': 2}", "pw"),
         ([["3"], ["4"]], "3", "ww"),
         ([[{"1": 2}], [{"3": 4}]], "{1: 2}", "pw"),  # JSON's keys are texts
         ([[True], [False]], "True", "pw"),
@@ -335,6 +399,20 @@ def test_results_are_compared_as_in_apps(tmp_path, sandbox, outputs, value, expe
     tests = {"fn_name": "f", "inputs": [[1], [2]], "outputs": outputs}
     (problem,) = load(tmp_path, APPS | {"input_output": json.dumps(tests), "solutions": "[]"})
     assert verdicts(sandbox, problem, f"def f(x):\n    return {value}") == expected
+
+
+@pytest.mark.parametrize("name", ["any", "isinstance", "list", "print"])
+def test_a_function_may_have_the_name_of_a_builtin_one(tmp_path, sandbox, name):
+    tests = {"fn_name": name, "inputs": [[3], [4]], "outputs": [3, 4]}
+    (problem,) = load(tmp_path, APPS | {"input_output": json.dumps(tests), "solutions": "[]"})
+    assert verdicts(sandbox, problem, f"def {name}(x):\n    return x") == "pp"
+    assert verdicts(sandbox, problem, f"def {name}(x):\n    return 3") == "pw"
+
+
+def test_a_function_that_the_starter_code_does_not_show_is_asked_for_by_its_name(tmp_path, sandbox):
+    (problem,) = load(tmp_path, TACO | {"starter_code": METHOD.replace("pairs", "couples")})
+    assert first_message(problem).partition("Write this Python 3 function:\n")[2].startswith("pairs\n")
+    assert verdicts(sandbox, problem, "def pairs(xs, k): return [(x, k) for x in xs]") == "pp"
 
 
 def test_integers_of_many_digits_load(tmp_path, sandbox):
@@ -357,6 +435,27 @@ def test_integers_of_many_digits_load(tmp_path, sandbox):
             "input_output has an input or output that is",
         ),
         (APPS | {"input_output": "[1]"}, "input_output must be an object"),
+        (
+            APPS | {"input_output": '{"input": ["1"], "output": ["1"]}'},
+            "input_output has input, output, but must",
+        ),
+        *[
+            (APPS | {"input_output": json.dumps({"inputs": [given] * 2, "outputs": ["1", "1"]})}, told)
+            for given in ([["1", "2"]], [None], {"x": 1}, [[1, 2], 3])
+            for told in ["neither a text nor a list of lines: are these arguments of a function, and fn_name"]
+        ],
+        (
+            APPS | {"input_output": '{"fn_name": ["f"], "inputs": [], "outputs": []}'},
+            "function's name is \\['f",
+        ),
+        (
+            APPS | {"input_output": '{"fn_name": "def", "inputs": [], "outputs": []}'},
+            "function's name is 'def'",
+        ),
+        (
+            APPS | {"input_output": '{"fn_name": "plain", "inputs": [], "outputs": []}'},
+            "plain, which the judge",
+        ),
         (APPS | {"solutions": "print(1)"}, "solutions must be JSON"),
         (
             APPS | {"input_output": '{"fn_name": "f", "inputs": ["1"], "outputs": [1]}'},
@@ -464,11 +563,49 @@ def test_nothing_but_a_text_is_read_from_a_pickle(tmp_path, value):
             {"public_test_cases": json.dumps([case("1", "1", "functional")])},
             "testtype 'functional', but by metadata it is 'stdin'",
         ),
+        (
+            {"starter_code": "class Solution:"},
+            "starter_code shows a function.*, but metadata has no func_name",
+        ),
+        ({"metadata": '{"func_name": 7}'}, "testtype 'stdin'"),
+        ({"private_test_cases": ""}, "private_test_cases is empty"),
+        ({"private_test_cases": None}, "private_test_cases is empty"),
+        ({"public_test_cases": '["1"]'}, "public_test_cases cannot .*: a test has no input or output"),
+        (
+            {
+                "metadata": '{"func_name": "add"}',
+                "public_test_cases": json.dumps([case("1", "True", "functional")]),
+            },
+            "a test has a line of input or an output that is no JSON: .*'True'",
+        ),
+        ({"question_id": None}, "question_id is None, but must be a text or a number"),
     ],
 )
 def test_ambiguous_rows_of_livecodebench_are_refused(tmp_path, changed, told):
     with pytest.raises(ValueError, match=told):
         load(tmp_path, STDIN | changed)
+
+
+# ---- HumanEval ---------------------------------------------------------------------------------------------
+
+HUMAN_EVAL = {
+    "task_id": "HumanEval/900",
+    "prompt": "import math\ndef half(x):\n    return x / 2\ndef f(x):\n    '''Two thirds.'''\n",
+    "entry_point": "f",
+    "canonical_solution": "    return 2 * x / 3\n",
+    "test": "def check(candidate):\n    assert math.isclose(candidate(1), half(4 / 3))\n",
+}
+
+
+def test_original_rows_of_humaneval_may_use_what_their_prompt_defines(tmp_path, sandbox):
+    for test in (HUMAN_EVAL["test"], "assert math.isclose(f(1), half(4 / 3))"):
+        (problem,) = load(tmp_path, HUMAN_EVAL | {"test": test, "time_limit": 3})
+        assert problem.limits.seconds == 3
+        assert verdicts(sandbox, problem, "def f(x): return x / 1.5") == "pp"
+        assert verdicts(sandbox, problem, "def f(x): return half(x)") == "ww"
+    unindented = HUMAN_EVAL | {"canonical_solution": "return 2 * x / 3\n"}
+    with pytest.raises(ValueError, match="prompt with canonical_solution is no Python: 'return' outside"):
+        load(tmp_path, unindented)
 
 
 # ---- what a careful person does with a set -----------------------------------------------------------------
