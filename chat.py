@@ -15,6 +15,7 @@ import ast
 import builtins
 import json
 import re
+import symtable
 import sys
 import textwrap
 import warnings
@@ -38,10 +39,11 @@ ACTIVE = (ast.stmt, ast.Call, ast.Lambda, ast.Yield, ast.YieldFrom, ast.Await)
 # Statements that do nothing by themselves.
 INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass, ast.Assign, ast.AnnAssign)
 INERT += DEFINITIONS  # but what is in them may
+STANDARD = sys.stdlib_module_names
 READING = {"input", "stdin", "open", "fileinput"}  # names of a program that reads its input
 WRITING = {"print", "write", "writelines"}
 MOST_FENCES = 100  # that are read: a response without an end may have thousands
-MOST_BYTECODE = 200_000  # of a program that is compiled in this process, in statements and expressions
+MOST_COPIES = 10_000  # of a `finally` in a program that is compiled in this process
 FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,}(?!~))([^`]*)")  # a line: text before, fence, language
 PYTHON_FENCE = re.compile(r"\s*(`{3,}|~{3,})[^\w`~]*(python|py|python3)\b(?!-)", re.IGNORECASE)
 ONE_LINE = re.compile(r"\s*(`{3,})[^\w`]*(?:python|py|python3)[ \t]+([^`]+)\1\s*", re.IGNORECASE)
@@ -201,7 +203,9 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
         python = [code for language, code in blocks if language in PYTHON]
         for last in filter(None, python or [code for language, code in blocks if not language]):
             nodes = list(ast.walk(ast.parse(last)))
-            needs, binds = _names(nodes)
+            needs, _, binds = names_of(last)
+            modules = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module not in STANDARD]
+            needs |= {alias.name for node in modules for alias in node.names}  # of the answer?
             words = {getattr(node, "id", getattr(node, "attr", "")) for node in nodes}
             defines = {node.name for node in nodes if isinstance(node, DEFINITIONS)}
             lambdas = [n for n in nodes if isinstance(n, ast.Assign) and isinstance(n.value, ast.Lambda)]
@@ -252,9 +256,12 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 
 def _compiles(code: str) -> bool:
     try:
-        # Thirty lines of nested `finally` take a minute: the sandbox, which has limits, compiles these.
-        if "finally" not in code or _bytecode(ast.parse(code)) < MOST_BYTECODE:
+        # Each way out of a `try` has a copy of its `finally`. So thirty lines of nested ones take a minute:
+        # the sandbox, which has limits, compiles these.
+        ways = 2 + sum(map(code.count, ("return", "break", "continue")))
+        if ways ** code.count("finally") < MOST_COPIES:
             compile(code, "solution.py", "exec")
+        symtable.symtable(code, "solution.py", "exec")
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
         return False
     return bool(code.strip())
@@ -271,30 +278,17 @@ def _acts(nodes: Sequence[ast.AST]) -> bool:
     return changes or not all(isinstance(n, INERT) for n in active)
 
 
-def _bytecode(node: ast.AST) -> int:
-    """About how much bytecode a statement becomes: each way out of a `try` has a copy of its `finally`."""
-    size, last = 1, {*map(id, getattr(node, "finalbody", ()))}
-    ways = 2 + sum(isinstance(n, (ast.Return, ast.Break, ast.Continue)) for n in last and ast.walk(node))
-    for child in ast.iter_child_nodes(node):
-        nested = isinstance(child, (ast.stmt, ast.excepthandler, ast.match_case))
-        of_child = _bytecode(child) if nested else sum(1 for _ in ast.walk(child))
-        size += of_child * (ways if id(child) in last else 1)
-    return size
-
-
-def _names(nodes: Sequence[ast.AST]) -> tuple[set[str], set[str]]:
-    """The names that a program needs from elsewhere, and those that it binds other than by an import."""
-    used, bound, here, foreign = set(), set(), set(dir(builtins)), set()
-    for node in nodes:
-        match node:
-            case ast.Name(id=name, ctx=ast.Load()):
-                used.add(name)
-            case ast.Name(id=name) | ast.arg(arg=name) | ast.MatchMapping(rest=name):
-                bound.add(name)
-            case ast.alias(name=name, asname=other):
-                here.add(other or name.partition(".")[0])
-            case ast.ImportFrom(module=module, names=names) if module not in sys.stdlib_module_names:
-                foreign |= {alias.name for alias in names}  # perhaps from the answer itself
-            case ast.AST(name=str(name)):  # of a function, a class, an exception, a pattern, a type
-                bound.add(name)
-    return (used - bound - here) | foreign, bound
+def names_of(code: str) -> tuple[set[str], set[str], set[str]]:
+    """The names that a program needs from elsewhere, that it imports, and that it binds in another way."""
+    used, bound, imported = set(), set(), set()
+    tables = [symtable.symtable(code, "solution.py", "exec")]
+    for table in tables:  # grows as we go: functions, classes and comprehensions have tables of their own
+        tables += table.get_children()
+        for name in table.get_symbols():
+            if name.is_imported():
+                imported.add(name.get_name())
+            elif name.is_assigned() or name.is_parameter():
+                bound.add(name.get_name())
+            elif name.is_global() or table.get_type() == "module":
+                used.add(name.get_name())
+    return used - bound - imported - {*dir(builtins)}, imported, bound

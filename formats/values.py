@@ -4,15 +4,13 @@ Otherwise a limit that is a text, or a test that compares nothing, would give ev
 """
 
 import ast
-import builtins
 import json
-import re
-import symtable
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from chat import names_of
 from sandbox import AssertTest, Limits
 
 
@@ -93,7 +91,7 @@ def assert_tests(
 ) -> tuple[AssertTest, ...]:
     """Tests that call a function. Raises: ValueError for one that passes every program."""
     parse(helpers, "setup, the tests' helpers,")
-    _, shared = _names(helpers)
+    shared = {entry_point, "candidate"}.union(*names_of(helpers)[1:])
     for code in codes:
         tree = parse(code, f"a test of {column}")
         if not _compares(code, entry_point, helpers):
@@ -101,30 +99,18 @@ def assert_tests(
                 f"a test of {column} compares no answer of the function {entry_point}, so that every program "
                 f"passes: write assert {entry_point}(...) == ... instead of {code!r:.80}"
             )
-        used, bound = _names(code)
-        unknown = used - {entry_point, "candidate", *dir(builtins)}
-        unknown -= used if "*" in bound | shared else bound | shared
-        imports = (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "solution")
-        unknown |= {alias.name for node in imports for alias in node.names} - {entry_point}
+        unknown = names_of(code)[0] - shared
+        if "import *" in code + helpers:
+            unknown = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "solution":
+                unknown |= {alias.name for alias in node.names} - shared
         if unknown:
             raise ValueError(
                 f"a test of {column} uses {', '.join(sorted(unknown))}, which neither the test nor setup "
                 f"defines, so that every program fails: {code!r:.80}"
             )
     return tuple(map(AssertTest, codes))
-
-
-def _names(code: str) -> tuple[set[str], set[str]]:
-    """The global names that some code uses, and those that it binds; "*" if it imports all of a module."""
-    used, bound, tables = set(), set(), [symtable.symtable(code, "test", "exec")]
-    for table in tables:  # grows as we go
-        tables += table.get_children()
-        at_top = table.get_type() == "module"
-        for name in table.get_symbols():
-            if at_top or name.is_global():
-                here = name.is_assigned() or name.is_imported() or name.is_namespace()
-                (bound if here else used).add(name.get_name())
-    return used, bound | {"*" for _ in re.findall(r"^ *from .* import \*", code, re.MULTILINE)}
 
 
 def _compares(code: str, entry_point: str, helpers: str) -> bool:

@@ -252,3 +252,4 @@ def test_what_would_take_long_to_compile_is_left_to_the_sandbox(sandbox, way_out
         job = Job(code, (IoTest("", ""),) * tests, Limits(1.0, 1 << 27))
         assert "passed" not in [result.verdict for result in sandbox.run([job])[0]]
     assert extract_code("```python\ntry: pass\nfinally: return\n```") is None  # compiled here
+    assert extract_code(f"```python\n{code}\nnonlocal x\n```") is None
