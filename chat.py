@@ -39,6 +39,7 @@ ACTIVE = (ast.stmt, ast.Call, ast.Lambda, ast.Yield, ast.YieldFrom, ast.Await)
 # Statements that do nothing by themselves.
 INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass, ast.Assign, ast.AnnAssign)
 INERT += DEFINITIONS  # but what is in them may
+BINDING = INERT[1:]  # those that only bind names
 STANDARD = sys.stdlib_module_names
 READING = {"input", "stdin", "open", "fileinput"}  # names of a program that reads its input
 WRITING = {"print", "write", "writelines"}
@@ -189,7 +190,7 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
     2. Of these, those that compile. A session with `>>>` is none of them.
     3. Of these, the last one that does what is asked for: it defines `entry_point`, the function that the
        tests call, or without one, it reads input and writes output. What it needs of earlier blocks that
-       only define functions or classes is put in front; if it needs more, it is an example.
+       only import, assign or define something is put in front; if it needs more, it is an example.
     4. Without any, the last one that is a program by itself: that does more than state values (a sample
        output) or signatures (a stub), and needs no name that only an earlier block binds (an example call, an
        excerpt). Else the last one.
@@ -197,28 +198,43 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
     A block that does not compile ends where a block of Python opens in it: it was given up, or is Markdown.
     Nor is such an opening fence taken for the end of the block before it.
     """
-    answer, chosen, last, bound, helpers, helping = None, None, None, set(), "", set()
+    answer, chosen, last, bound, provided, helpers = None, None, None, set(), set(), []
     with warnings.catch_warnings(action="ignore"):
         blocks = _blocks(text)
         python = [code for language, code in blocks if language in PYTHON]
         for last in filter(None, python or [code for language, code in blocks if not language]):
-            nodes = list(ast.walk(ast.parse(last)))
-            needs, _, binds = names_of(last)
-            modules = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module not in STANDARD]
-            needs |= {alias.name for node in modules for alias in node.names}  # of the answer?
-            words = {getattr(node, "id", getattr(node, "attr", "")) for node in nodes}
+            tree, (needs, provides, binds) = ast.parse(last), names_of(last)
+            nodes = [*ast.walk(tree)]
+            foreign = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module not in STANDARD]
+            needs |= {alias.name for node in foreign for alias in node.names}  # perhaps of the answer
+            whole = _with_helpers(last, needs, helpers)
+            only_binds = all(isinstance(statement, BINDING) for statement in tree.body)
+            words = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(ast.parse(whole))}
+            runs = not only_binds and words & READING and words & WRITING
             defines = {node.name for node in nodes if isinstance(node, DEFINITIONS)}
-            lambdas = [n for n in nodes if isinstance(n, ast.Assign) and isinstance(n.value, ast.Lambda)]
-            defines |= {name for n in lambdas for name in map(ast.unparse, n.targets)}
-            runs, missing = bool(words & READING and words & WRITING), needs & bound
+            assigned = [n for n in nodes if isinstance(n, ast.Assign)]  # as in f = lambda n: n, or f = g
+            known = [
+                n for n in assigned if isinstance(n.value, ast.Lambda) or ast.unparse(n.value) in defines
+            ]
+            defines |= {name for node in known for name in map(ast.unparse, node.targets)}
+            missing = needs & bound
             if _acts(nodes):
-                if (entry_point in defines if entry_point else runs) and missing <= helping:
-                    answer = helpers + last if missing else last
-                chosen = chosen if missing else last
-                if defines and not runs:
-                    helpers, helping = f"{helpers}{last}\n", helping | defines
+                if (entry_point in defines if entry_point else runs) and missing <= provided:
+                    answer = whole
+                chosen = chosen if chosen and missing else whole
+            if only_binds and (defines or not answer):  # else an excerpt of the answer
+                helpers.append((last, provides, needs))
+                provided |= provides
             bound |= binds
     return answer or chosen or last
+
+
+def _with_helpers(code: str, needs: set[str], helpers: list[tuple[str, set[str], set[str]]]) -> str:
+    """A program behind those of the earlier blocks, each with what it provides and needs, that it needs."""
+    for helper, provides, needs_too in reversed(helpers):
+        if needs & provides:
+            code, needs = f"{helper}\n{code}", needs - provides | needs_too
+    return code
 
 
 def _blocks(text: str) -> list[tuple[str, str]]:
@@ -279,16 +295,17 @@ def _acts(nodes: Sequence[ast.AST]) -> bool:
 
 
 def names_of(code: str) -> tuple[set[str], set[str], set[str]]:
-    """The names that a program needs from elsewhere, that it imports, and that it binds in another way."""
-    used, bound, imported = set(), set(), set()
+    """The names that a program needs from elsewhere, that it provides, and that it binds but by an import."""
+    used, provided, bound, imported = set(), set(), set(), set()
     tables = [symtable.symtable(code, "solution.py", "exec")]
     for table in tables:  # grows as we go: functions, classes and comprehensions have tables of their own
         tables += table.get_children()
-        for name in table.get_symbols():
-            if name.is_imported():
-                imported.add(name.get_name())
-            elif name.is_assigned() or name.is_parameter():
-                bound.add(name.get_name())
-            elif name.is_global() or table.get_type() == "module":
-                used.add(name.get_name())
-    return used - bound - imported - {*dir(builtins)}, imported, bound
+        at_top = table.get_type() == "module"
+        for symbol in table.get_symbols():
+            name, here = symbol.get_name(), symbol.is_assigned() or symbol.is_parameter()
+            if symbol.is_imported() or here:
+                (imported if symbol.is_imported() else bound).add(name)
+                provided |= {name} if at_top else set()
+            elif at_top or symbol.is_global():
+                used.add(name)
+    return used - bound - imported - {*dir(builtins)}, provided, bound

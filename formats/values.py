@@ -91,7 +91,7 @@ def assert_tests(
 ) -> tuple[AssertTest, ...]:
     """Tests that call a function. Raises: ValueError for one that passes every program."""
     parse(helpers, "setup, the tests' helpers,")
-    shared = {entry_point, "candidate"}.union(*names_of(helpers)[1:])
+    shared = {entry_point, "candidate"} | names_of(helpers)[1]
     for code in codes:
         tree = parse(code, f"a test of {column}")
         if not _compares(code, entry_point, helpers):

@@ -157,6 +157,7 @@ def test_a_reader_and_extract_code_see_the_same_program(text, code):
 STDIN = "n = int(input())\nprint(n * 2)\n"  # an answer to a task of input and output
 READS = f"```python\n{STDIN}```\n"
 HELPER = "def gcd(a, b):\n    return a if not b else gcd(b, a % b)\n"
+FUNCTION = "def main():\n    n = int(input())\n    print(n * 2)\n"
 MAIN = "a, b = map(int, input().split())\nprint(gcd(a, b))\n"
 
 
@@ -182,6 +183,26 @@ MAIN = "a, b = map(int, input().split())\nprint(gcd(a, b))\n"
         # a helper, then the program that needs it
         (f"A helper:\n```python\n{HELPER}```\nThen:\n```python\n{MAIN}```\n", f"{HELPER}\n{MAIN}"),
         (f"```python\n{HELPER}```\n```python\n{HELPER}{MAIN}```\n", HELPER + MAIN),
+        # what the program needs of earlier blocks is put in front, and nothing else
+        (
+            "```python\nimport sys\n```\nThen:\n```python\nprint(sys.stdin.read())\n```\n",
+            "import sys\n\nprint(sys.stdin.read())\n",
+        ),
+        (
+            "```python\nM = 7\n```\n```python\nk = 1\n```\n```python\nprint(int(input()) % M)\n```\n",
+            "M = 7\n\nprint(int(input()) % M)\n",
+        ),
+        (
+            "1.\n```python\nn = int(input())\n```\n2.\n```python\nprint(n * 2)\n```\n",
+            "n = int(input())\n\nprint(n * 2)\n",
+        ),
+        (f"```python\n{FUNCTION}```\nCall it:\n```python\nmain()\n```\n", f"{FUNCTION}\nmain()\n"),
+        (
+            f"```python\ndef gcd(a, b): return 1\n```\nNo:\n```python\n{HELPER}```\n```python\n{MAIN}```\n",
+            f"{HELPER}\n{MAIN}",
+        ),
+        (f"{READS}1.\n```python\nn = int(input())\n```\n2.\n```python\nprint(n * 2)\n```\n", STDIN),
+        (f"```python\nimport math\nprint(1)\n```\nBetter:\n{READS}", STDIN),
         # a corrected version
         (f"{READS}Wait:\n```python\nprint(int(input()) * 2)\n```\n", "print(int(input()) * 2)\n"),
         # indented otherwise than the fence
@@ -221,6 +242,11 @@ def test_a_function_has_the_helper_of_an_earlier_block_in_front():
     text = f"```python\n{HELPER}```\nThen:\n```python\n{code}```\n"
     assert extract_code(text, "f") == f"{HELPER}\n{code}"
     assert extract_code(text, "gcd") == HELPER
+    imports = "```python\nfrom typing import List\n```\n"
+    typed = "def f(n: List[int]): return n\n"
+    assert extract_code(f"{imports}{BLOCK}", "f") == F
+    assert extract_code(f"{imports}```python\n{typed}```\n", "f") == f"from typing import List\n\n{typed}"
+    assert extract_code(f"{BLOCK}Faster:\n```python\n{HELPER}f = gcd\n```\n", "f") == f"{HELPER}f = gcd\n"
     assert extract_code(f"{BLOCK}Shorter:\n```python\nf = lambda n: n\n```", "f") == "f = lambda n: n\n"
 
 
