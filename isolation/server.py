@@ -231,7 +231,8 @@ def mimic_fresh_interpreter() -> None:
     os.close(reader)  # else the compiler's warnings of one program fill it for all that follow
     os.dup2(pipe, 1)
     os.dup2(pipe, 2)
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    # "\n" as in an interpreter on Linux, which leaves the "\r" of "\r\n" to the program.
+    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", newline="\n", closefd=False)
     sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr

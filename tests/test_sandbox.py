@@ -1143,3 +1143,11 @@ def test_a_read_only_tmp_is_no_obstacle(tmp_path):
     if "mount" in said.stderr and not said.stdout:
         pytest.skip(f"cannot mount here: {said.stderr.strip()}")
     assert "/sandbox-" in said.stdout and not said.stdout.startswith("/tmp"), said.stderr
+
+
+def test_a_carriage_return_is_the_programs_to_read_as_in_an_interpreter(sandbox):
+    program = "import sys\nprint(repr(input()), repr(sys.stdin.read()))"
+    given = "a\r\nb\rc\r\n"
+    plain = subprocess.run([sys.executable, "-c", program], input=given.encode(), capture_output=True).stdout
+    ((result,),) = sandbox.run([Job(program, (IoTest(given, plain.decode()),), SHORT)])
+    assert result.verdict == Verdict.PASSED and result.stdout == plain.decode()
