@@ -41,7 +41,8 @@ INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass, ast.Assign, ast.AnnAssi
 INERT += DEFINITIONS  # but what is in them may
 BINDING = INERT[1:]  # those that only bind names
 STANDARD = sys.stdlib_module_names
-READING = {"input", "stdin", "open", "fileinput"}  # names of a program that reads its input
+READING = {"input", "stdin", "fileinput"}  # names of a program that reads its input
+OPENING = re.compile(r"\bopen\((0|['\"]/dev/stdin)")  # what such a program may do instead
 WRITING = {"print", "write", "writelines"}
 MOST_FENCES = 100  # that are read: a response without an end may have thousands
 MOST_COPIES = 10_000  # of a `finally` in a program that is compiled in this process
@@ -189,7 +190,7 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
     1. Those whose language is python, py or python3 (`{python}` too); without any, those with no language.
     2. Of these, those that compile. A session with `>>>` is none of them.
     3. Of these, the last one that does what is asked for: it defines `entry_point`, the function that the
-       tests call, or without one, it reads input and writes output. What it needs of earlier blocks that
+       tests call, or without one, it reads input and writes output. What it needs of other blocks that
        only import, assign or define something is put in front; if it needs more, it is an example.
     4. Without any, the last one that is a program by itself: that does more than state values (a sample
        output) or signatures (a stub), and needs no name that only an earlier block binds (an example call, an
@@ -210,13 +211,13 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
             whole = _with_helpers(last, needs, helpers)
             only_binds = all(isinstance(statement, BINDING) for statement in tree.body)
             words = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(ast.parse(whole))}
-            runs = not only_binds and words & READING and words & WRITING
+            reads = words & READING or OPENING.search(whole)
+            runs = reads and words & WRITING and not only_binds
             defines = {node.name for node in nodes if isinstance(node, DEFINITIONS)}
             assigned = [n for n in nodes if isinstance(n, ast.Assign)]  # as in f = lambda n: n, or f = g
-            known = [
-                n for n in assigned if isinstance(n.value, ast.Lambda) or ast.unparse(n.value) in defines
-            ]
-            defines |= {name for node in known for name in map(ast.unparse, node.targets)}
+            for node in assigned:
+                if isinstance(node.value, ast.Lambda) or ast.unparse(node.value) in defines:
+                    defines |= {*map(ast.unparse, node.targets)}
             missing = needs & bound
             if _acts(nodes):
                 if (entry_point in defines if entry_point else runs) and missing <= provided:
@@ -226,11 +227,13 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
                 helpers.append((last, provides, needs))
                 provided |= provides
             bound |= binds
+    if answer:  # a helper may be shown after it
+        answer = _with_helpers(answer, names_of(answer)[0], helpers)
     return answer or chosen or last
 
 
 def _with_helpers(code: str, needs: set[str], helpers: list[tuple[str, set[str], set[str]]]) -> str:
-    """A program behind those of the earlier blocks, each with what it provides and needs, that it needs."""
+    """A program behind those helpers, each with the names that it provides and needs, that it needs."""
     for helper, provides, needs_too in reversed(helpers):
         if needs & provides:
             code, needs = f"{helper}\n{code}", needs - provides | needs_too

@@ -203,6 +203,9 @@ MAIN = "a, b = map(int, input().split())\nprint(gcd(a, b))\n"
         ),
         (f"{READS}1.\n```python\nn = int(input())\n```\n2.\n```python\nprint(n * 2)\n```\n", STDIN),
         (f"```python\nimport math\nprint(1)\n```\nBetter:\n{READS}", STDIN),
+        (f"```python\n{MAIN}```\nwith\n```python\n{HELPER}```\n", f"{HELPER}\n{MAIN}"),
+        (f"{READS}Demo:\n```python\nprint('input:', 3 * 2)\n```\n", STDIN),
+        (f"{READS}From a file:\n```python\nwith open('a') as g:\n    print(g.read())\n```\n", STDIN),
         # a corrected version
         (f"{READS}Wait:\n```python\nprint(int(input()) * 2)\n```\n", "print(int(input()) * 2)\n"),
         # indented otherwise than the fence
