@@ -102,6 +102,7 @@ SPECIAL = {
     "olmo3": {"layer_types": BY_TURNS},
     "deepseek_v2": {"head_dim": 8, "num_key_value_heads": 4},
     "minicpm3": {"head_dim": 8, "num_key_value_heads": 4},
+    "glm4_moe_lite": {"head_dim": 8, "num_key_value_heads": 4},
     "deepseek_v3": {"head_dim": 8, "num_key_value_heads": 4},
     "diffllama": {"attention_dropout": 0.0},
     "cwm": {"bos_token_id": 1, "pad_token_id": None, "eos_token_id": 2, "layer_types": BY_TURNS},
@@ -130,6 +131,7 @@ llama mistral ministral mixtral qwen2 qwen2_moe qwen3 qwen3_moe phi phi3 phimoe 
 gemma3n_text cohere cohere2 granite granitemoe gpt_oss olmo olmo2 olmo3 olmoe starcoder2 stablelm falcon gpt2
 gpt_neox gpt_bigcode gptj bloom mpt opt xglm biogpt persimmon nemotron exaone4 smollm3 helium glm glm4
 deepseek_v2 deepseek_v3 minicpm3 llama4_text arcee seed_oss hunyuan_v1_dense ernie4_5 diffllama nanochat cwm
+gemma4_text ministral3 glm4_moe glm4_moe_lite minimax_m2 apertus
 """.split()
 REFUSED = {
     "no key-value cache": "qwen3_next jamba bamba granitemoehybrid mamba mamba2 lfm2 recurrent_gemma".split(),
@@ -214,6 +216,15 @@ def test_logits_of_training_and_sampling_are_the_model_s_own(name, few_sizes):
     add(slice(0, 3), [8, 21, 0])
     for _ in range(2):
         step()
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_a_plan_knows_the_numbers_that_the_cache_keeps(name):
+    model, cache = tiny(name), RaggedCache(200)
+    cache.lengths = [0]
+    prefill(model, cache, slice(0, 1), [[5, 6, 7]])
+    kept = sum(part.shape[1] * part.shape[3] for layer in cache.stores.values() for part in layer)
+    assert plan.key_value_numbers(model.config) == kept
 
 
 @pytest.mark.parametrize("name", EQUAL)

@@ -37,11 +37,25 @@ def model_shape(model: str) -> PretrainedConfig:
     return LlamaConfig(**LLAMA, **dict(zip(names, SHAPES[model], strict=True)))
 
 
+def layer_shapes(shape: PretrainedConfig) -> list[PretrainedConfig]:
+    """The shape of each layer of a text model; in Gemma 4, for one, they differ."""
+    differ = getattr(shape, "is_heterogeneous", False)
+    return [*shape.per_layer_config] if differ else [shape] * shape.num_hidden_layers
+
+
 def key_value_numbers(shape: PretrainedConfig) -> int:
     """Numbers that the cache keeps of a token, in all layers; `shape` is a text model's."""
-    heads = shape.num_attention_heads
-    head = getattr(shape, "head_dim", 0) or shape.hidden_size // heads
-    return 2 * shape.num_hidden_layers * (getattr(shape, "num_key_value_heads", None) or heads) * head
+    numbers = 0
+    for layer in layer_shapes(shape):
+        heads = layer.num_attention_heads
+        head = getattr(layer, "head_dim", 0) or layer.hidden_size // heads
+        heads = getattr(layer, "num_key_value_heads", None) or heads
+        if getattr(layer, "multi_query", False) and not getattr(layer, "new_decoder_architecture", False):
+            heads = 1
+        compressed = getattr(layer, "kv_lora_rank", None)  # as in DeepSeek: one vector for keys and values
+        numbers += compressed + layer.qk_rope_head_dim if compressed else 2 * heads * head
+    shared = getattr(shape, "num_kv_shared_layers", 0)  # the last ones, which use those of others
+    return numbers * (shape.num_hidden_layers - shared) // shape.num_hidden_layers
 
 
 def rows_that_fit(model, context: int, wanted: int) -> int:
@@ -66,11 +80,11 @@ def memory(config, ranks: int) -> dict[str, dict[str, float]]:
         model = AutoModelForCausalLM.from_config(whole_shape)
     compute, state = getattr(torch, config.dtype).itemsize, 4  # bytes of a number
     every = sum(p.numel() for p in model.parameters())  # the numbers of parameters
-    layer = sum(p.numel() for p in layers_of(model)[0].parameters())
-    layers, width = shape.num_hidden_layers, shape.hidden_size
-    inner = getattr(shape, "intermediate_size", None) or 4 * width
-    inner = max(inner) if isinstance(inner, list) else inner
-    root = every - layers * layer  # embeddings, output layer and last norm, which are gathered together
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers_of(model)]
+    layer, layers, width = max(sizes), shape.num_hidden_layers, shape.hidden_size
+    inner = [getattr(of, "intermediate_size", None) or 4 * width for of in layer_shapes(shape)]
+    inner = max(max(size) if isinstance(size, list) else size for size in inner)
+    root = every - sum(sizes)  # embeddings, output layer and last norm, which are gathered together
     critic = sum(p.numel() for p in trunk_of(model).parameters()) + width + 1
     sharded = ranks > 1 or state != compute or config.cpu_offload
     key_value = key_value_numbers(shape) // layers
