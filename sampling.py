@@ -282,7 +282,7 @@ def check_architecture(config: PretrainedConfig, context: int) -> None:
     if getattr(text, "attn_temperature_tuning", False):
         limits["the length from which on it scales queries by position"] = text.floor_scale
     for what, limit in limits.items():
-        if limit and context > limit:
+        if limit and 0 < limit < context:
             raise ValueError(f"context {context} is more than {limit}, {what} ({name}): lower --context")
 
 

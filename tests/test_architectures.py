@@ -101,9 +101,10 @@ SPECIAL = {
     "persimmon": {"num_key_value_heads": 4},
     "olmo3": {"layer_types": BY_TURNS},
     "deepseek_v2": {"head_dim": 8, "num_key_value_heads": 4},
-    "minicpm3": {"head_dim": 8, "num_key_value_heads": 4},
-    "glm4_moe_lite": {"head_dim": 8, "num_key_value_heads": 4},
-    "deepseek_v3": {"head_dim": 8, "num_key_value_heads": 4},
+    **dict.fromkeys(
+        "deepseek_v3 minicpm3 glm4_moe_lite axk1 longcat_flash sarvam_mla youtu".split(),
+        {"head_dim": 8, "num_key_value_heads": 4},
+    ),
     "diffllama": {"attention_dropout": 0.0},
     "cwm": {"bos_token_id": 1, "pad_token_id": None, "eos_token_id": 2, "layer_types": BY_TURNS},
     "gemma3_text": {"layer_types": BY_TURNS},
