@@ -48,7 +48,13 @@ MOST_FENCES = 100  # that are read: a response without an end may have thousands
 MOST_COPIES = 10_000  # of a `finally` in a program that is compiled in this process
 FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,}(?!~))([^`]*)")  # a line: text before, fence, language
 PYTHON_FENCE = re.compile(r"\s*(`{3,}|~{3,})[^\w`~]*(python|py|python3)\b(?!-)", re.IGNORECASE)
-ONE_LINE = re.compile(r"\s*(`{3,})[^\w`]*(?:python|py|python3)[ \t]+([^`]+)\1\s*", re.IGNORECASE)
+ONE_LINE = re.compile(r"\s*(`{3,})[^\w`]*(?:python|py|python3)[ \t]+([^`\s][^`]*)\1\s*", re.IGNORECASE)
+CODE_BEHIND = re.compile(  # the first line of code, on the line of the fence
+    r"^([ \t]*`{3,}(?:python|py|python3))[ \t]+"
+    r"((?:import \w|from \S+ import|def \w+\(|class \w|print\(|\w[\w, ]*=[^`\n]*\()[^`\n]*)$",
+    re.IGNORECASE | re.MULTILINE,
+)
+LANGUAGE_BELOW = re.compile(r"\s*(?:python|py|python3)[ \t]*\n", re.IGNORECASE)
 FILE = re.compile(r"[\w./-]+\.py\b")  # a command that runs a file, as in ```python solution.py```
 QUOTE = re.compile(r"^(?: {0,3}>)+ ?")
 ITEM = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*")  # indentation and the beginning of a list's item
@@ -242,7 +248,7 @@ def _with_helpers(code: str, needs: set[str], helpers: list[tuple[str, set[str],
 
 def _blocks(text: str) -> list[tuple[str, str]]:
     """The fenced blocks: the first word of the language, and the code, empty if it does not compile."""
-    blocks, lines, position, fences = [], text.split("\n"), 0, 0
+    blocks, lines, position, fences = [], CODE_BEHIND.sub(r"\1\n\2", text).split("\n"), 0, 0
     while position < len(lines) and fences < MOST_FENCES:
         whole = ONE_LINE.fullmatch(lines[position])
         if whole and not FILE.match(whole[2]) and _compiles(whole[2]):
@@ -267,6 +273,8 @@ def _blocks(text: str) -> list[tuple[str, str]]:
         nothing = "", (ends or [len(body)])[0] + 1
         code, after = next((r for r in chain(readings, dedented) if _compiles(r[0])), nothing)
         opened = (n for n, line in enumerate(body[:after]) if not code and PYTHON_FENCE.match(line))
+        if below := LANGUAGE_BELOW.match(code):
+            language, code = "python", code[below.end() :]
         if code or item:
             blocks.append((language, code))
             position += next(opened, after)

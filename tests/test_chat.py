@@ -77,6 +77,13 @@ BLOCK = f"```python\n{F}```\n"
         ("```python\nx = 1\n```\nBetter:\n```python\nfor x in", "x = 1\n"),
         ("````python\nx = 1\n```\nDone.", None),  # a shorter fence is no end, and no Python
         ("```python print(1)```", "print(1)"),
+        ("```python n = int(input())\nprint(n)\n```", "n = int(input())\nprint(n)\n"),
+        ("```python import sys\nprint(sys.argv)\n```", "import sys\nprint(sys.argv)\n"),
+        ("```python def f(n):\n    return n\n```", "def f(n):\n    return n\n"),
+        ("```python (version 3)\nprint(1)\n```", "print(1)\n"),
+        ("```\npython\nprint(1)\n```", "print(1)\n"),
+        ("```python\nPython\nprint(1)\n```", "print(1)\n"),
+        ("```\nprint(1)\n```\npython\n```\n1\n```", "print(1)\n"),
         ("It is:\n\n ```py x = 1 ```\nDone.", "x = 1 "),
         ("```python -m pip install x```\n" + BLOCK, F),
         (BLOCK + "```python f(3)```", F),
@@ -262,8 +269,8 @@ UNITS = ["```python\nx\n", "```python\nx = (\n```\n", "```python\nx = 1```\n", "
 UNITS += ["~", "```python\nx = 1\n```\n", "a ```\n", "~~~\n```\n", "~`", '```python\n"""\n']
 
 
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("before", ["", "```\n"])
+@pytest.mark.parametrize("unit", [*UNITS, " ", "a ", "a,", "x=(", "python\n"])
+@pytest.mark.parametrize("before", ["", "```\n", "```py ", "```python x = f("])
 def test_a_response_of_nothing_but_fences_is_read_quickly(unit, before):
     began = time.process_time()
     extract_code(before + unit * (32_000 // len(unit)))
