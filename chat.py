@@ -215,7 +215,8 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
             foreign = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module not in STANDARD]
             needs |= {alias.name for node in foreign for alias in node.names}  # perhaps of the answer
             whole = _with_helpers(last, needs, helpers)
-            only_binds = all(isinstance(statement, BINDING) for statement in tree.body)
+            binding = [statement for statement in tree.body if isinstance(statement, BINDING)]
+            only_binds = len(binding) == len(tree.body)
             words = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(ast.parse(whole))}
             reads = words & READING or OPENING.search(whole)
             runs = reads and words & WRITING and not only_binds
@@ -229,8 +230,9 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
                 if (entry_point in defines if entry_point else runs) and missing <= provided:
                     answer = whole
                 chosen = chosen if chosen and missing else whole
-            if only_binds and (defines or not answer):  # else an excerpt of the answer
-                helpers.append((last, provides, needs))
+            if (defines or only_binds and not answer) and not runs:  # else an excerpt of the answer
+                helper = last if only_binds else "\n".join(map(ast.unparse, binding))  # without its example
+                helpers.append((helper, provides, needs))
                 provided |= provides
             bound |= binds
     if answer:  # a helper may be shown after it

@@ -1,5 +1,6 @@
 """Text and token ids: code out of a response, and messages that quote special tokens."""
 
+import ast
 import time
 import warnings
 
@@ -252,6 +253,8 @@ def test_a_function_has_the_helper_of_an_earlier_block_in_front():
     text = f"```python\n{HELPER}```\nThen:\n```python\n{code}```\n"
     assert extract_code(text, "f") == f"{HELPER}\n{code}"
     assert extract_code(text, "gcd") == HELPER
+    shown = f"```python\n{HELPER}print(gcd(4, 6))\n```\nThen:\n```python\n{code}```\n"
+    assert extract_code(shown, "f") == f"{ast.unparse(ast.parse(HELPER))}\n{code}"
     imports = "```python\nfrom typing import List\n```\n"
     typed = "def f(n: List[int]): return n\n"
     assert extract_code(f"{imports}{BLOCK}", "f") == F
