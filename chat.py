@@ -42,7 +42,7 @@ INERT += DEFINITIONS  # but what is in them may
 BINDING = INERT[1:]  # those that only bind names
 STANDARD = sys.stdlib_module_names
 READING = {"input", "stdin", "fileinput"}  # names of a program that reads its input
-OPENING = re.compile(r"\bopen\((0|['\"]/dev/stdin)")  # what such a program may do instead
+OPENING = re.compile(r"\b(?:open|fdopen|read)\((0|['\"]/dev/stdin)")  # what such a program may do instead
 WRITING = {"print", "write", "writelines"}
 MOST_FENCES = 100  # that are read: a response without an end may have thousands
 MOST_COPIES = 10_000  # of a `finally` in a program that is compiled in this process
@@ -193,7 +193,8 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
     beside text, fences in triple-quoted strings, code indented otherwise than its fence, and a last block
     that is never closed; each only where the code then compiles. Which block counts:
 
-    1. Those whose language is python, py or python3 (`{python}` too); without any, those with no language.
+    1. Those whose language is python, py or python3 (`{python}` too); without any, those with no language,
+       which also count where rule 3 finds nothing.
     2. Of these, those that compile. A session with `>>>` is none of them.
     3. Of these, the last one that does what is asked for: it defines `entry_point`, the function that the
        tests call, or without one, it reads input and writes output. What it needs of other blocks that
@@ -205,47 +206,73 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
     A block that does not compile ends where a block of Python opens in it: it was given up, or is Markdown.
     Nor is such an opening fence taken for the end of the block before it.
     """
-    answer, chosen, last, bound, provided, helpers = None, None, None, set(), set(), []
     with warnings.catch_warnings(action="ignore"):
         blocks = _blocks(text)
-        python = [code for language, code in blocks if language in PYTHON]
-        for last in filter(None, python or [code for language, code in blocks if not language]):
-            tree, (needs, provides, binds) = ast.parse(last), names_of(last)
-            nodes = [*ast.walk(tree)]
-            foreign = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module not in STANDARD]
-            needs |= {alias.name for node in foreign for alias in node.names}  # perhaps of the answer
-            whole = _with_helpers(last, needs, helpers)
-            binding = [statement for statement in tree.body if isinstance(statement, BINDING)]
-            only_binds = len(binding) == len(tree.body)
-            words = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(ast.parse(whole))}
-            reads = words & READING or OPENING.search(whole)
-            runs = reads and words & WRITING and not only_binds
-            defines = {node.name for node in nodes if isinstance(node, DEFINITIONS)}
-            assigned = [n for n in nodes if isinstance(n, ast.Assign)]  # as in f = lambda n: n, or f = g
-            for node in assigned:
-                if isinstance(node.value, ast.Lambda) or ast.unparse(node.value) in defines:
-                    defines |= {*map(ast.unparse, node.targets)}
-            missing = needs & bound
-            if _acts(nodes):
-                if (entry_point in defines if entry_point else runs) and missing <= provided:
-                    answer = whole
-                chosen = chosen if chosen and missing else whole
-            if (defines or only_binds and not answer) and not runs:  # else an excerpt of the answer
-                helper = last if only_binds else "\n".join(map(ast.unparse, binding))  # without its example
-                helpers.append((helper, provides, needs))
-                provided |= provides
-            bound |= binds
+        tagged = [code for language, code in blocks if language in PYTHON]
+        plain = [code for language, code in blocks if language in (*PYTHON, "")]
+        answer, other = _choose(tagged or plain, entry_point)
+        if not answer and tagged:  # these may be examples of it
+            answer, _ = _choose(plain, entry_point)
+    return answer or other
+
+
+def _choose(codes: Sequence[str], entry_point: str) -> tuple[str | None, str | None]:
+    """By rules 3 and 4 of `extract_code`: the program that does what is asked for, and the other choice."""
+    answer, chosen, last, bound, provided, helpers = None, None, None, set(), set(), []
+    for last in filter(None, codes):
+        tree, (needs, provides, binds) = ast.parse(last), names_of(last)
+        nodes = [*ast.walk(tree)]
+        foreign = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module not in STANDARD]
+        needs |= {alias.name for node in foreign for alias in node.names}  # perhaps of the answer
+        needs = set() if "import *" in last else needs
+        whole = _with_helpers(last, needs, helpers)
+        binding = [statement for statement in tree.body if isinstance(statement, BINDING)]
+        only_binds = len(binding) == len(tree.body)
+        words = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(ast.parse(whole))}
+        reads = words & READING or OPENING.search(whole)
+        runs = reads and words & WRITING and not only_binds
+        defines, missing = any(isinstance(node, DEFINITIONS) for node in nodes), needs & bound
+        if _acts(nodes) or entry_point in provides:
+            if (_defines(tree, entry_point) if entry_point else runs) and missing <= provided:
+                answer = whole
+            chosen = chosen if chosen and missing else whole
+        if (defines or only_binds and not answer) and not runs:  # else an excerpt of the answer
+            helper = last if only_binds else "\n".join(map(ast.unparse, binding))  # without its example
+            helpers.append((helper, provides, needs))
+            provided |= provides
+        bound |= binds
     if answer:  # a helper may be shown after it
         answer = _with_helpers(answer, names_of(answer)[0], helpers)
-    return answer or chosen or last
+    return answer, chosen or last
+
+
+def _defines(tree: ast.Module, name: str) -> bool:
+    """Whether a program defines a function of this name, or makes one, or has it in a class Solution."""
+    body, found = list(tree.body), False
+    for node in body:  # grows as we go, by what stands under `if` or `try`
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() if node.name == name:
+                found |= _acts([*ast.walk(node)][1:])
+            case ast.ImportFrom(module=module, names=names) if module in STANDARD:
+                found |= name in [alias.asname or alias.name for alias in names]
+            case ast.Assign(value=value) | ast.AnnAssign(value=value) if (
+                name in names_of(ast.unparse(node))[1]
+            ):
+                # f = lambda n: n, f = g, f = cache(g), but neither f = 5 nor f = f(3)
+                words = [getattr(n, "id", "") for n in ast.walk(value)]
+                found |= name not in words and not isinstance(value, (ast.Constant, ast.List, ast.Dict))
+            case ast.ClassDef(name="Solution") | ast.If() | ast.Try():
+                body += node.body
+    return found
 
 
 def _with_helpers(code: str, needs: set[str], helpers: list[tuple[str, set[str], set[str]]]) -> str:
     """A program behind those helpers, each with the names that it provides and needs, that it needs."""
+    whole = code
     for helper, provides, needs_too in reversed(helpers):
         if needs & provides:
-            code, needs = f"{helper}\n{code}", needs - provides | needs_too
-    return code
+            whole, needs = f"{helper}\n{whole}", needs - provides | needs_too
+    return whole if whole == code or _compiles(whole) else code  # imports from __future__ must come first
 
 
 def _blocks(text: str) -> list[tuple[str, str]]:
@@ -266,7 +293,7 @@ def _blocks(text: str) -> list[tuple[str, str]]:
         raw = [QUOTE.sub("", s) for s in lines[position:]] if QUOTE.match(before) else lines[position:]
         body = [line[:indent].lstrip(" \t") + line[indent:] for line in raw]
         closing = re.compile(rf" {{0,3}}{fence[0]}{{{len(fence)},}}\s*")
-        ends = [n for n, line in enumerate(body) if closing.fullmatch(line)][:4]
+        ends = [n for n, line in enumerate(body) if closing.fullmatch(line)][:8]
         readings = [("\n".join([*of[:n], ""]), n + 1) for of in (body, raw) for n in ends]
         code, _, _ = "\n".join(body).partition(fence)
         end = code.count("\n")
@@ -300,6 +327,9 @@ def _acts(nodes: Sequence[ast.AST]) -> bool:
     """Whether a program does more than state values, signatures, or that something is not implemented."""
     missing = [n for n in nodes if isinstance(n, ast.Raise) and "NotImplementedError" in ast.dump(n)]
     stubs = {id(n) for node in missing for n in ast.walk(node)}
+    stubs |= {
+        id(n) for n in nodes if isinstance(n, ast.Return) and ast.unparse(n) in ("return", "return None")
+    }
     active = (n for n in nodes if isinstance(n, ACTIVE) and id(n) not in stubs)
     inside = (n for node in nodes if isinstance(node, DEFINITIONS[:2]) for n in ast.walk(node))
     places = (n for n in inside if isinstance(n, (ast.Subscript, ast.Attribute)))

@@ -213,6 +213,15 @@ MAIN = "a, b = map(int, input().split())\nprint(gcd(a, b))\n"
         (f"```python\nimport math\nprint(1)\n```\nBetter:\n{READS}", STDIN),
         (f"```python\n{MAIN}```\nwith\n```python\n{HELPER}```\n", f"{HELPER}\n{MAIN}"),
         (f"{READS}Demo:\n```python\nprint('input:', 3 * 2)\n```\n", STDIN),
+        (
+            "```python\nimport os\nprint(os.read(0, 9))\n```\n```python\nassert 1\n```\n",
+            "import os\nprint(os.read(0, 9))\n",
+        ),
+        (f"```\n{STDIN}```\nwhere\n```python\nint('3')\n```\n", STDIN),
+        (
+            f"```python\n{HELPER}{MAIN}```\nShorter:\n```python\nfrom math import *\n{MAIN}```\n",
+            f"from math import *\n{MAIN}",
+        ),
         (f"{READS}From a file:\n```python\nwith open('a') as g:\n    print(g.read())\n```\n", STDIN),
         # a corrected version
         (f"{READS}Wait:\n```python\nprint(int(input()) * 2)\n```\n", "print(int(input()) * 2)\n"),
@@ -248,6 +257,40 @@ def test_the_last_block_that_defines_the_function_counts(after):
     assert extract_code(f"```python\n{generator}```\nOutput:\n```python\n[1]\n```", "f") == generator
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        "def double(n):\n    return n * 2\n\nf = double\n",
+        "from functools import cache\nf = cache(lambda n: n * 2)\n",
+        "from math import gcd as f\n",
+        "f: object = lambda n: n * 2\n",
+        "f, g = (lambda n: n * 2), None\n",
+        "class Solution:\n    def f(self, n):\n        return n * 2\n",
+        "f = None\n\ndef f(n):\n    return n * 2\n",
+        "try:\n    from math import lcm as f\nexcept ImportError:\n    f = None\n",
+    ],
+)
+@pytest.mark.parametrize("language", ["python", ""])
+def test_a_function_may_be_made_in_another_way_than_by_def(made, language):
+    demo = "```python\nprint(2 * 3)\n```\n"
+    assert extract_code(f"{BLOCK}Or:\n```{language}\n{made}```\n", "f") == (made if language else F)
+    assert extract_code(f"```{language}\n{made}```\nDemo:\n{demo}", "f") == made
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "def f(n):\n    # your code here\n    return\n",
+        'def f(n):\n    """Doubles."""\n    return None\n',
+        "def make():\n    def f(n):\n        return n\n    return f\nprint(make()(3))\n",
+        "class Doubler:\n    def f(self, n):\n        return n * 2\n\nprint(Doubler().f(3))\n",
+        "f = [1, 2]\nprint(f)\n",
+    ],
+)
+def test_what_is_no_function_of_that_name_does_not_replace_it(after):
+    assert extract_code(f"{BLOCK}Note:\n```python\n{after}```\n", "f") == F
+
+
 def test_a_function_has_the_helper_of_an_earlier_block_in_front():
     code = "def f(a, b):\n    return a // gcd(a, b)\n"
     text = f"```python\n{HELPER}```\nThen:\n```python\n{code}```\n"
@@ -258,6 +301,8 @@ def test_a_function_has_the_helper_of_an_earlier_block_in_front():
     imports = "```python\nfrom typing import List\n```\n"
     typed = "def f(n: List[int]): return n\n"
     assert extract_code(f"{imports}{BLOCK}", "f") == F
+    future = f"from __future__ import annotations\n{typed}"
+    assert extract_code(f"{imports}```python\n{future}```\n", "f") == future
     assert extract_code(f"{imports}```python\n{typed}```\n", "f") == f"from typing import List\n\n{typed}"
     assert extract_code(f"{BLOCK}Faster:\n```python\n{HELPER}f = gcd\n```\n", "f") == f"{HELPER}f = gcd\n"
     assert extract_code(f"{BLOCK}Shorter:\n```python\nf = lambda n: n\n```", "f") == "f = lambda n: n\n"
