@@ -45,6 +45,7 @@ READING = {"input", "stdin", "fileinput"}  # names of a program that reads its i
 OPENING = re.compile(r"\b(?:open|fdopen|read)\((0|['\"]/dev/stdin)")  # what such a program may do instead
 WRITING = {"print", "write", "writelines"}
 MOST_FENCES = 100  # that are read: a response without an end may have thousands
+MOST_COMPILED = 1_000_000  # characters: each fence may open or close a block
 MOST_COPIES = 10_000  # of a `finally` in a program that is compiled in this process
 FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,}(?!~))([^`]*)")  # a line: text before, fence, language
 PYTHON_FENCE = re.compile(r"\s*(`{3,}|~{3,})[^\w`~]*(python|py|python3)\b(?!-)", re.IGNORECASE)
@@ -277,7 +278,8 @@ def _with_helpers(code: str, needs: set[str], helpers: list[tuple[str, set[str],
 
 def _blocks(text: str) -> list[tuple[str, str]]:
     """The fenced blocks: the first word of the language, and the code, empty if it does not compile."""
-    blocks, lines, position, fences = [], CODE_BEHIND.sub(r"\1\n\2", text).split("\n"), 0, 0
+    blocks, lines, position = [], CODE_BEHIND.sub(r"\1\n\2", text).split("\n"), 0
+    fences = spent = 0
     while position < len(lines) and fences < MOST_FENCES:
         whole = ONE_LINE.fullmatch(lines[position])
         if whole and not FILE.match(whole[2]) and _compiles(whole[2]):
@@ -300,7 +302,14 @@ def _blocks(text: str) -> list[tuple[str, str]]:
         readings.insert(len(ends), (code, end + (not PYTHON_FENCE.match(body[end]) if body else 1)))
         dedented = ((textwrap.dedent(code), n) for code, n in readings)
         nothing = "", (ends or [len(body)])[0] + 1
-        code, after = next((r for r in chain(readings, dedented) if _compiles(r[0])), nothing)
+        code, after = nothing
+        for reading, count in chain(readings, dedented):
+            spent += len(reading)
+            if spent > MOST_COMPILED:
+                break
+            if _compiles(reading):
+                code, after = reading, count
+                break
         opened = (n for n, line in enumerate(body[:after]) if not code and PYTHON_FENCE.match(line))
         if below := LANGUAGE_BELOW.match(code):
             language, code = "python", code[below.end() :]

@@ -162,12 +162,16 @@ def _left_out(rows: datasets.Dataset) -> list[str]:
             inputs, outputs = (pc.struct_field(batch[column], side) for side in ("input", "output"))
             counts.append(pc.fill_null(pc.list_value_length(inputs), 0))
             uneven = pc.not_equal(counts[-1], pc.fill_null(pc.list_value_length(outputs), 0))
-            if pc.any(uneven).as_py() or pc.list_flatten(outputs).null_count:
-                rows_tests = zip(
-                    batch["name"].to_pylist(), uneven.to_pylist(), outputs.to_pylist(), strict=True
-                )
-                names = [name for name, differ, texts in rows_tests if differ or None in (texts or [])]
-                raise ValueError(f"a test of {column} has no output: see {names}")
+            nulls = {"output": outputs, "input": inputs}
+            nulls = [kind for kind, texts in nulls.items() if pc.list_flatten(texts).null_count]
+            if pc.any(uneven).as_py() or nulls:
+                sides = (side.to_pylist() for side in (batch["name"], uneven, inputs, outputs))
+                names = [
+                    name
+                    for name, differ, *texts in zip(*sides, strict=True)
+                    if differ or any(None in (of_side or ()) for of_side in texts)
+                ]
+                raise ValueError(f"a test of {column} has no {(nulls or ['output'])[0]}: see {names}")
         tested = pc.and_(pc.greater(counts[0], 0), pc.greater(pc.add(counts[1], counts[2]), 0))
         for number, name in enumerate(batch["name"].to_pylist(), len(reasons) + 1):
             if not isinstance(name, str) or not name:

@@ -24,6 +24,7 @@ import re
 from difflib import get_close_matches
 
 from data import Problem
+from formats.apps import CALL
 from formats.values import assert_tests, limits, number, parse, text, texts
 from sandbox import AssertTest, IoTest
 
@@ -82,7 +83,8 @@ def read_row(row: dict) -> Problem:
         raise ValueError("signature and setup are for tests that are asserts: these need column entry_point")
     name, correct = about["entry_point"], _solutions(row, "solutions")
     defining = [about["signature"]] if about["signature"] else [about["preamble"] + code for code in correct]
-    named = not defining or any(re.search(rf"\b{name}\b", code) for code in defining)
+    bound = rf"\b(def|class|as|import) +{name}\b|\b{name} *(:[^=\n]*)?=[^=]"
+    named = not defining or any(re.search(bound, code) for code in defining)
     if name and not (name.isidentifier() and named):
         raise ValueError(f"entry_point {name!r} is not in its signature and solutions: is it misspelt?")
     if name and any(re.search(rf"^\s*class {name}\b", code, re.MULTILINE) for code in defining):
@@ -96,6 +98,10 @@ def read_row(row: dict) -> Problem:
         case _:
             seconds = number(row, "time_limit")
     parse(about["preamble"], "preamble")
+    if about["preamble"] and not about["preamble"].endswith("\n"):
+        about["preamble"] += "\n"
+    if about["signature"].startswith("class "):  # a method of a class Solution
+        about["preamble"] += CALL.format(name=name)
     return Problem(
         name=row["name"],
         statement=row["description"],

@@ -94,6 +94,9 @@ def assert_tests(
     shared = {entry_point, "candidate"} | names_of(helpers)[1]
     for code in codes:
         tree = parse(code, f"a test of {column}")
+        asserts = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+        if any(isinstance(node.msg, ast.Compare) for node in asserts):
+            raise ValueError(f"a test of {column} has a comparison as the message of an assert: {code!r:.80}")
         if not _compares(code, entry_point, helpers):
             raise ValueError(
                 f"a test of {column} compares no answer of the function {entry_point}, so that every program "
@@ -113,12 +116,21 @@ def assert_tests(
     return tuple(map(AssertTest, codes))
 
 
+def _swallows(handler: ast.ExceptHandler) -> bool:
+    """Whether the part `except ...` of a test lets it pass although an assert has failed."""
+    kinds = {n.id for n in ast.walk(handler.type) if isinstance(n, ast.Name)} if handler.type else set()
+    caught = not handler.type or kinds & {"AssertionError", "Exception", "BaseException"}
+    shows = all(isinstance(part, ast.Pass) or "print(" in ast.unparse(part) for part in handler.body)
+    return bool(caught) and shows
+
+
 def _compares(code: str, entry_point: str, helpers: str) -> bool:
     """Whether a test names the function and executes an assert that can fail."""
     body, found, named = ast.parse(code).body, False, set()
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     functions = [node for node in ast.parse(helpers).body + body if isinstance(node, kinds)]
     defined, executed = {node.name: node.body for node in functions}, list(body)
+    methods = [part for node in body if isinstance(node, ast.ClassDef) for part in node.body]
     while executed:
         node = executed.pop()
         match node:
@@ -138,8 +150,13 @@ def _compares(code: str, entry_point: str, helpers: str) -> bool:
             case ast.Assert(test):
                 names = {inner.id for inner in ast.walk(test) if isinstance(inner, ast.Name)}
                 found = found or bool(names) and ast.unparse(test) != entry_point
+            case ast.Try(handlers=handlers) if any(map(_swallows, handlers)):
+                named |= {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+                executed += node.orelse + node.finalbody
+                continue
             case ast.Attribute(attr=name):  # of unittest.TestCase, numpy.testing, pytest, or solution.f
                 named.add(name)
+                executed += [n for part in methods * (name == "main") for n in getattr(part, "body", ())]
                 found = found or name.startswith("assert") or name == "raises"
         executed += ast.iter_child_nodes(node)
     return found and not named.isdisjoint({entry_point, "candidate"})

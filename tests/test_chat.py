@@ -325,6 +325,13 @@ def test_a_response_of_nothing_but_fences_is_read_quickly(unit, before):
     assert time.process_time() - began < 5
 
 
+def test_what_all_fences_may_compile_is_bounded():
+    text = "```python\n# '''\n'''\n```\n" * 98 + "'''\n" + "x = 1\n" * 1000 + "(\n" + "```\n" * 8
+    began = time.process_time()
+    extract_code(text)
+    assert time.process_time() - began < 5
+
+
 @pytest.mark.parametrize("way_out", ["pass", "return"])
 def test_what_would_take_long_to_compile_is_left_to_the_sandbox(sandbox, way_out):
     """Each `finally` is compiled once for each way out of its `try`: this would need a minute and 3 GB."""

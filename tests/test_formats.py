@@ -120,6 +120,8 @@ def test_a_wrong_value_is_named_with_file_line_and_column(tmp_path, changed, tol
         "x = f(1)\nassert x == x",
         "assert f(1) == f(1)",
         "assert len(f(1)) <= len(f(1))",
+        "try:\n    assert f(1) == 2\n    print('ok')\nexcept AssertionError:\n    print('fail')",
+        "try:\n    assert f(1) == 2\nexcept:\n    pass",
     ],
 )
 def test_a_test_that_compares_nothing_is_refused(tmp_path, test):
@@ -147,6 +149,10 @@ def test_a_test_that_compares_nothing_is_refused(tmp_path, test):
         "import solution\nassert solution.f(1) == 2",
         "assert f(2, 3) == f(3, 2)",
         "x = f(1)\nassert f(x) == x",
+        "import unittest\nclass T(unittest.TestCase):\n def test(self): self.assertEqual(f(1), 2)\n"
+        "unittest.main()",
+        "try:\n    f(-1)\nexcept Exception:\n    pass\nelse:\n    assert False",
+        "try:\n    assert f(1) == 2\nexcept AssertionError as e:\n    raise ValueError from e",
         "import asyncio\nasync def main():\n    assert f(1) == 2\nasyncio.run(main())",
     ],
 )
@@ -181,6 +187,9 @@ def test_programs_may_be_listed_with_the_names_of_their_languages(tmp_path):
 def test_a_misspelt_entry_point_is_named(tmp_path):
     with pytest.raises(ValueError, match="entry_point 'f' is not in its signature"):  # not in the word "def"
         load(tmp_path, CALLS | {"signature": "def g(x):"})
+    for solution in ("# g\ndef f(x): return x", "def f(g): return g", "def f(x): return x == g"):
+        with pytest.raises(ValueError, match="entry_point 'g' is not in its signature and solutions"):
+            load(tmp_path, CALLS | {"entry_point": "g", "solutions": [solution]})
     with pytest.raises(ValueError, match="entry_point 'g' is not in its signature and solutions"):
         load(tmp_path, CALLS | {"entry_point": "g", "solutions": ["def f(x):\n    return 2 * x\n"]})
     with pytest.raises(ValueError, match="compares no answer of the function g.*assert f"):
@@ -209,6 +218,27 @@ def test_a_name_that_a_test_does_not_have_is_named(tmp_path, test, unknown):
     for setup in ("import math\ntwo = 2", "from math import *"):
         if "solution" not in test and (setup.endswith("2") or unknown == "two"):
             load(tmp_path, CALLS | {"private_tests": [test], "setup": setup})
+
+
+def test_a_comparison_behind_a_comma_is_named(tmp_path):
+    with pytest.raises(ValueError, match="private_tests has a comparison as the message of an assert"):
+        load(tmp_path, CALLS | {"private_tests": ["assert f(1) == 2, f(2) == 4"]})
+
+
+@pytest.mark.parametrize("preamble", ["import math", "import math  # a comment", "import math\n"])
+def test_a_preamble_needs_no_newline_at_its_end(tmp_path, sandbox, preamble):
+    (problem,) = load(tmp_path, CALLS | {"preamble": preamble})
+    assert verdicts(sandbox, problem, "def f(x): return math.floor(2 * x)") == "pp"
+    (problem,) = load(tmp_path, OWN | {"preamble": preamble})
+    assert verdicts(sandbox, problem, "print(math.floor(int(input())))") == "pp"
+
+
+def test_a_function_under_test_may_be_a_method_of_class_solution(tmp_path, sandbox):
+    (problem,) = load(
+        tmp_path, CALLS | {"signature": "class Solution:\n    def f(self, x):", "preamble": "k = 2"}
+    )
+    assert verdicts(sandbox, problem, "class Solution:\n    def f(self, x):\n        return k * x") == "pp"
+    assert verdicts(sandbox, problem, "class Solution:\n    def f(self, x):\n        return 2") == "pw"
 
 
 def test_a_key_twice_is_refused_and_one_object_a_line_is_asked_for(tmp_path):
@@ -276,6 +306,10 @@ def test_code_contests_without_an_output_or_with_a_name_twice_are_named(tmp_path
     nothing = CODE_CONTESTS | {"name": "b", "public_tests": {"input": ["1"], "output": [None]}}
     datasets.Dataset.from_list([CODE_CONTESTS, nothing]).to_parquet(path)
     with pytest.raises(ValueError, match=r"a test of public_tests has no output: see \['b'\]"):
+        load_problems(str(path), "train")
+    nothing["public_tests"] = {"input": [None], "output": ["1"]}
+    datasets.Dataset.from_list([CODE_CONTESTS, nothing]).to_parquet(path)
+    with pytest.raises(ValueError, match=r"a test of public_tests has no input: see \['b'\]"):
         load_problems(str(path), "train")
     datasets.Dataset.from_list([CODE_CONTESTS, CODE_CONTESTS | {"name": "b"}, CODE_CONTESTS]).to_parquet(path)
     with pytest.raises(ValueError, match="rows.parquet has 2 problems of one name, a"):
