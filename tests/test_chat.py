@@ -317,9 +317,15 @@ UNITS = ["```python\nx\n", "```python\nx = (\n```\n", "```python\nx = 1```\n", "
 UNITS += ["~", "```python\nx = 1\n```\n", "a ```\n", "~~~\n```\n", "~`", '```python\n"""\n']
 
 
-@pytest.mark.parametrize("unit", [*UNITS, " ", "a ", "a,", "x=(", "python\n"])
-@pytest.mark.parametrize("before", ["", "```\n", "```py ", "```python x = f("])
-def test_a_response_of_nothing_but_fences_is_read_quickly(unit, before):
+@pytest.mark.parametrize(
+    ("before", "unit"),
+    [
+        *[(before, unit) for before in ("", "```\n") for unit in UNITS],
+        *[("```py ", unit) for unit in (" ", "a ", "a,", "x=(", "python\n")],
+        ("```python x = f(", "a,"),
+    ],
+)
+def test_a_response_of_nothing_but_fences_is_read_quickly(before, unit):
     began = time.process_time()
     extract_code(before + unit * (32_000 // len(unit)))
     assert time.process_time() - began < 5
