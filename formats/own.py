@@ -10,7 +10,7 @@ and may have
     time_limit, memory_limit_bytes     limits of a test, in seconds and bytes; 0: not stated
     difficulty or cf_rating            results are also reported for each of their values
     entry_point                        for asserts: the function's name
-    signature                          for asserts: the function as the prompt writes it, "def f(a, b):"
+    signature                          for asserts: as the prompt writes it, "def f(a, b):" or class Solution
     preamble, setup                    for asserts: code before each response, and code for the judge
 CodeContests writes tests as {"input": [...], "output": [...]}, solutions as {"language": [...], "solution":
 [...]} and time_limit as {"seconds": 2, "nanos": 0}; these forms are read too.
