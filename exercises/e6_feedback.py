@@ -19,7 +19,8 @@ from sandbox import TestResult
 
 
 def feedback(problem: Problem, results: list[TestResult] | None) -> str:
-    """The user message after a response that did not pass; each text of more than 2,000 characters is cut.
+    """The user message after a response that did not pass. Each text in it has at most 2,000 characters: of a
+    longer one the middle is left out.
 
     Wrong answer: the input, what was expected, what came out (asserts: `call`, `expected` and `got` of the
     result; the test's `code` where `call` is empty). Exception: input and traceback. Timeout, out of memory,

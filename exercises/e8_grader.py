@@ -8,6 +8,7 @@ Paper: nothing on this. Read first: the docstring of sandbox.py. About 30 minute
 Check: python exercises/e8_grader.py
 """
 
+import ast
 import secrets
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def check(forgery=forgery, grade=grade) -> str | None:
         alone = [sys.executable, "-I", "-S", "-c", program]
         if subprocess.run(alone, input="20 22\n", capture_output=True, text=True).stdout.split() == ["42"]:
             return f"This program for {believes!r} solves the problem, so it is no forgery:\n{program}"
-    if len(set(programs.values())) < len(BELIEFS):
+    if len({ast.dump(ast.parse(program)) for program in programs.values()}) < len(BELIEFS):
         return "Two of the forgeries are the same program: find three ways."
     for word, _, program in (entry.partition("\n") for entry in PROGRAMS.split("\n#### ")[1:]):
         seconds = 0.5 if word == "late" else 60  # no busy machine makes a right program that slow
@@ -80,7 +81,8 @@ def check(forgery=forgery, grade=grade) -> str | None:
         if word == "right" and verdict is not True:
             return f"This program is right:\n{program}\n{verdict or 'Your grader says that it is not.'}"
         if word != "right" and verdict is not False:
-            return f"A program gets past your grader. {SAY[word] if verdict is True else verdict}"
+            told = f"breaks your grader. {verdict}"
+            return f"A program {f'gets past your grader. {SAY[word]}' if verdict is True else told}"
     return None
 
 

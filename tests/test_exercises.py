@@ -251,6 +251,22 @@ def compares_outside(program, tests, seconds):
     for given, expected in tests:
         command = [sys.executable, "-I", "-S", "-c", program]
         try:
+            done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        if done.stdout.split() != expected.encode().split():
+            return False
+    return True
+
+
+def runs_the_first_test_only(program, tests, seconds):
+    return compares_outside(program, tests[:1], seconds)
+
+
+def reads_text_only(program, tests, seconds):
+    for given, expected in tests:
+        command = [sys.executable, "-I", "-S", "-c", program]
+        try:
             done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
             return False
@@ -284,6 +300,7 @@ def test_a_busy_machine_changes_no_verdict(monkeypatch):
         (believes_comparison, "comparison"),
         (in_its_own_process, "ended"),
         (waits_for_ever, "late"),
+        (runs_the_first_test_only, "first test"),
     ],
 )
 def test_each_wrong_grader_hears_its_own_sentence(grade, mistake):
@@ -296,6 +313,13 @@ def test_what_is_no_forgery_is_refused():
     assert "does not pass naive_grade" in E8.check(dict.fromkeys(FORGERIES, "print(0)").get, compares_outside)
     same = dict.fromkeys(FORGERIES, FORGERIES["comparison"])
     assert "find three ways" in E8.check(same.get, compares_outside)
+    copies = {belief: f"{program}  # for {belief}" for belief, program in same.items()}
+    assert "find three ways" in E8.check(copies.get, compares_outside)
+
+
+def test_a_program_that_breaks_a_grader_is_told():
+    message = E8.check(FORGERIES.get, reads_text_only)
+    assert message.startswith("A program breaks your grader. It raised UnicodeDecodeError")
 
 
 def test_the_last_line_says_where_the_solution_is():
