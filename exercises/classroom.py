@@ -90,9 +90,9 @@ def observed(task: Task, function: Callable, arguments: tuple) -> dict[str, np.n
     """What the function does with a copy of the arguments; a text if it fails."""
     given, failed = copy.deepcopy(arguments), "It raised"
     try:
-        results = task.observe(function, *given)
+        results, again = task.observe(function, *given), task.observe(function, *copy.deepcopy(arguments))
         failed = "Its result is no array of numbers:"
-        arrays = {name: as_array(value) for name, value in results.items()}
+        arrays, others = ({n: as_array(v) for n, v in found.items()} for found in (results, again))
     except NotImplementedError:
         raise
     except Exception as error:
@@ -100,6 +100,8 @@ def observed(task: Task, function: Callable, arguments: tuple) -> dict[str, np.n
         lines = [f" (line {f.lineno})" for f in frames if f.filename == function.__code__.co_filename]
         return f"{failed} {type(error).__name__}: {error}{''.join(lines[-1:])}"
     changed = [*map(shown, given)] != [*map(shown, arguments)]
+    if not changed and not same(arrays, others):
+        return "It gives two results for the same arguments: is something random, or kept from call to call?"
     return "It changed one of its arguments, which others still need: work on a copy." if changed else arrays
 
 
@@ -143,7 +145,9 @@ def compare(stub: Callable, task: Task, function: Callable, sentences: dict[str,
         for key in right if isinstance(got, dict) else ():
             if not same({key: got[key]}, {key: right[key]}):
                 lines += [f"  your {key}:  {shown(got[key])}", f"  right {key}: {shown(right[key])}"]
-            if got[key].shape != right[key].shape:
+            if got[key].ndim == right[key].ndim == 1 and len(got[key]) != len(right[key]):
+                lines.append(f"  Yours has {len(got[key])} numbers, the right one {len(right[key])}.")
+            elif got[key].shape != right[key].shape:
                 lines.append(f"  Your shape is {got[key].shape}, but must be {right[key].shape}.")
                 unknown = "shape"
         alike = [m for m, variant in task.wrong.items() if same(observed(task, variant, arguments), got)]
@@ -163,8 +167,14 @@ def checker(tasks: dict[str, Task], module: dict) -> Callable[..., str | None]:
 
     def check(**others: Callable) -> str | None:
         given = module | others
-        found = (compare(module[name], task, given[name], sentences) for name, task in tasks.items())
-        return next(filter(None, found), None)
+        for done, (name, task) in enumerate(tasks.items()):
+            try:
+                if mistake := compare(module[name], task, given[name], sentences):
+                    return mistake
+            except NotImplementedError as error:
+                right = ", ".join(list(tasks)[:done])
+                raise NotImplementedError(f"{error}" + f" ({right} is right)" * done) from None
+        return None
 
     return check
 

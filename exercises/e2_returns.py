@@ -53,6 +53,7 @@ WRONG = {  # each returns (N,)
     "reward on every turn": partial(rewarded, lambda r, all, last, ok: all if last or ok else r),
     "KL left out": lambda es, kl, beta, gamma: summed(reward(es), rows(es), gamma),
     "KL of its own turn only": lambda es, kl, beta, gamma: summed(reward(es), rows(es), gamma) - beta * kl,
+    "KL begins anew": lambda es, kl, *rest: ours(es, torch.cat([kl[: len(e.turns)] for e in es]), *rest),
     "KL added": lambda es, kl, beta, gamma: ours(es, -kl, beta, gamma),
     "gamma left out": lambda es, kl, beta, gamma: ours(es, kl, beta, 1.0),
     "public tests only": lambda es, *rest: ours([replace(e, solved=e.public_passed) for e in es], *rest),

@@ -39,6 +39,8 @@ WRONG = {  # each returns (N,)
     "never negative": lambda *given: ours(*given).clamp(min=0),
     "another estimator": lambda p, q, turn, n: mean((q - p).exp() - 1 - (q - p), turn, n),
     "masked tokens in the mean": lambda p, q, turn, n: sums(p, q, turn, n) / torch.bincount(turn).max(),
+    "mean length": lambda p, q, turn, n: sums(p, q, turn, n) * n / len(p),
+    "last token only": lambda p, q, turn, n: p.new_zeros(n).index_put((turn,), p - q) / turn.bincount(),
     "share of the batch": lambda p, q, turn, n: sums(p, q, turn, n) / len(p),
     "arithmetic means": lambda p, q, turn, n: (mean(p.exp(), turn, n) / mean(q.exp(), turn, n)).log(),
 }

@@ -45,24 +45,24 @@ WRONG = {  # each returns ()
     "ratio always 1": lambda p, old, b, A, turn, e: ours(p, p.detach(), b, A, turn, e),
     "gradient through w": with_ratio(lambda p, old, b: (p - old).exp() * (p - b).exp().clamp(max=1)),
     "clip on one side": lambda p, old, b, A, turn, e: clipped(ratio(p, old, b), A, 0, 1 + e),
-    "mean a sequence": lambda p, old, b, A, turn, e: mean(
-        loss(p, old, b, A, e), turn, int(turn.max()) + 1
-    ).mean(),
+    "mean a sequence": lambda p, old, b, A, turn, e: mean(loss(p, old, b, A, e), turn, turn[-1] + 1).mean(),
+    "sum of each turn": lambda p, old, b, A, turn, e: loss(p, old, b, A, e).sum() / (turn[-1] + 1),
     "no gradient": lambda p, old, b, A, turn, e: ours(p.detach(), old, b, A, turn, e),
     "larger of the two": lambda p, old, b, A, turn, e: ours(p, old, b, -A, turn, e) * -1,
     "minimum before A": lambda p, old, b, A, turn, e: -(ratio(p, old, b).clamp(max=1 + e) * A).mean(),
     "no clip": lambda p, old, b, A, turn, e: clipped(ratio(p, old, b), A, 0, 1e9),
     "clip without min": lambda p, old, b, A, turn, e: -(ratio(p, old, b).clamp(1 - e, 1 + e) * A).mean(),
     "without w": lambda p, old, b, A, turn, e: ours(p, old, p, A, turn, e),
+    "w outside the clip": lambda p, old, b, A, turn, e: (ratio(p, p, b) * loss(p, old, p, A, e)).mean(),
+    "w of pi_old": with_ratio(lambda p, old, b: ratio(p, old, p) * ratio(old, old, b)),
     "w not capped": with_ratio(lambda p, old, b: (p - old).exp() * (p - b).exp().detach()),
     "ratio to pi_b": with_ratio(lambda p, old, b: (p - b).exp()),
     "sign": lambda *given: -ours(*given),
     "sum": lambda p, *rest: ours(p, *rest) * len(p),
 }
-NEW, OLD = torch.tensor([[-0.5, -1.0, -0.2, -0.9, -0.4, -1.6], [-1.0, -0.6, -0.3, -0.5, -0.8, -1.2]])  # (R,)
-BEHAVIOUR = torch.tensor([-0.4, -0.7, -0.3, -0.5, -0.6, -1.5])  # (R,)
+LOGPROBS = torch.tensor([[5, 10, 2, 9, 4, 16], [10, 6, 3, 5, 8, 12], [4, 7, 3, 5, 6, 15]]) / -10  # (3, R)
 ADVANTAGES, TURN = torch.tensor([1.0, 1.0, 1.0, -0.5, -0.5, -0.5]), torch.tensor([0, 1, 1, 2, 2, 2])  # (R,)
-EXAMPLE = NEW, OLD, BEHAVIOUR, ADVANTAGES, TURN, 0.2
+EXAMPLE = *LOGPROBS, ADVANTAGES, TURN, 0.2
 
 
 def larger(number: int) -> tuple:

@@ -4,7 +4,7 @@ The paper reports 1@3 and 10@100. A problem has N rollouts; f of them end with a
 these f pass the private tests too. Draw some of the N without replacement. Of those that passed the public
 tests submit n, chosen at random (fewer if fewer passed). How likely is it that a submission is right?
 
-Paper: section 3.1. Read first: about the hypergeometric distribution. About 20 minutes.
+Paper: section 3.1. Read first: evaluate.py's docstring; about the hypergeometric distribution. 20 minutes.
 Check: python exercises/e7_n_at_k.py
 """
 

@@ -26,19 +26,25 @@ print({secret})
 """
 
 
+def run(program: str, given: str, seconds: float = 60) -> tuple[int, str]:
+    """The exit code of a Python process, and what it printed; -1 and nothing if it takes too long."""
+    command = [sys.executable, "-I", "-S", "-c", program]
+    try:
+        done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return -1, ""
+    return done.returncode, done.stdout.decode(errors="replace")
+
+
 def naive_grade(program: str, tests: list[tuple[str, str]], believes: str) -> bool:
     """Whether the program passes. Args: believes: "exit code", "marker" (a secret one) or "comparison"."""
     secret = secrets.token_hex(8)
     told = "sys.__stdin__.read()" if believes == "comparison" else repr(secret)  # read when all is compared
     harness = HARNESS.format(tests=tests, program=program, secret=told)
-    command = [sys.executable, "-I", "-S", "-c", harness]
-    try:
-        done = subprocess.run(command, input=secret, capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        return False
+    code, printed = run(harness, secret)
     if believes == "exit code":
-        return done.returncode == 0
-    return secret in done.stdout if believes == "marker" else done.stdout == f"{secret}\n"
+        return code == 0
+    return secret in printed if believes == "marker" else printed == f"{secret}\n"
 
 
 def forgery(believes: str) -> str:
@@ -70,8 +76,7 @@ def check(forgery=forgery, grade=grade) -> str | None:
     for believes, program in programs.items():
         if not naive_grade(program, TESTS, believes):
             return f"This program does not pass naive_grade(..., {believes!r}):\n{program}"
-        alone = [sys.executable, "-I", "-S", "-c", program]
-        if subprocess.run(alone, input="20 22\n", capture_output=True, text=True).stdout.split() == ["42"]:
+        if run(program, "20 22\n")[1].split() == ["42"]:
             return f"This program for {believes!r} solves the problem, so it is no forgery:\n{program}"
     if len({ast.dump(ast.parse(program)) for program in programs.values()}) < len(BELIEFS):
         return "Two of the forgeries are the same program: find three ways."

@@ -27,7 +27,7 @@ MODULES = {path.stem: import_module(path.stem) for path in PATHS}
 COMPARED = {name: module for name, module in MODULES.items() if hasattr(module, "TASKS")}
 PARTS = [(name, part) for name, module in COMPARED.items() for part in module.TASKS]
 WRONG = [(*part, mistake) for part in PARTS for mistake in COMPARED[part[0]].TASKS[part[1]].wrong]
-E6, E8 = MODULES["e6_feedback"], MODULES["e8_grader"]
+E4, E6, E8 = MODULES["e4_critic"], MODULES["e6_feedback"], MODULES["e8_grader"]
 
 
 def check(exercise: str, **functions) -> str | None:
@@ -157,11 +157,18 @@ def right_on_the_small_example_only(logprobs, reference_logprobs, turn_of_token,
         ),
         (lambda *given: ppo.turn_kl(*given) * float("nan"), "none of the typical mistakes"),
         (changes_its_argument, "It changed one of its arguments"),
+        (lambda *given: ppo.turn_kl(*given) + torch.rand(()), "two results for the same arguments"),
+        (lambda *given: ppo.turn_kl(*given)[1:], "Yours has 2 numbers, the right one 3.\nThis is none"),
         (right_on_the_small_example_only, "turn_kl is wrong on the larger random example 0"),
     ],
 )
 def test_other_failures_are_told_in_words(function, sentence):
     assert sentence in check("e3_kl", turn_kl=function)
+
+
+def test_what_is_right_already_is_told_where_something_is_missing():
+    with pytest.raises(NotImplementedError, match=r"value_loss must .* \(value_positions is right\)"):
+        E4.check(value_positions=E4.ours)
 
 
 def test_a_mistake_on_one_example_only_is_told_as_such():
@@ -172,27 +179,56 @@ def test_a_mistake_on_one_example_only_is_told_as_such():
     assert "the model would not learn when to end.\nSo it is on this example. On another" in told
 
 
-def otherwise(problem, results):
+def otherwise(problem, results, wrong="{1} is right, not {0}", wrong_call="{0}, should be {1}"):
     """Other words than ours, right all the same."""
     if results is None:
         return "I found no code that I can run."
     lines = []
     for test, result in zip(problem.public_tests, results, strict=True):
+        failed = result.verdict == "wrong answer"
         if problem.entry_point:
-            call = (result.call or test.code)[:99]
-            lines.append(f"{call}: {result.verdict}, {result.got[:99]}, should be {result.expected[:99]}")
+            told = wrong_call.format(result.got[:99], result.expected[:99]) if failed else ""
+            lines.append(f"{(result.call or test.code)[:99]}: {result.verdict}, {told}")
         elif result.verdict != "passed":
-            wrong = f"{test.output[:99]} is right, not {result.stdout[:99]}" * (
-                result.verdict == "wrong answer"
-            )
-            lines.append(f"{result.verdict} for {test.input[:99]} {wrong}")
-        lines.append(result.traceback[-99:])
+            told = wrong.format(result.stdout[:99], test.output[:99]) if failed else ""
+            lines.append(f"{result.verdict} for {test.input[:99]} {told}")
+        lines.append(result.traceback[:199] + result.traceback[-99:])
     return "\n".join(lines)
+
+
+RIGHT_WORDS = [
+    "expected {1}, got {0}",
+    "expected output: {1}\nyour output: {0}",
+    "got {0}, expected {1}",
+    "{1} was expected but {0} was printed",
+    "expected, got: {1}, {0}",
+    "got, expected: {0}, {1}",
+    "should return {1}, returned {0}",
+    "returned `{0}` instead of `{1}`",
+]
+SWAPPED_WORDS = [
+    "expected {0}",
+    "must print {0}, not {1}",
+    "should be {0} and not {1}",
+    "got {1} where {0} is right",
+]
 
 
 def test_feedback_in_our_words_and_in_others_is_right():
     assert E6.check(data.feedback_message) is None
     assert E6.check(otherwise) is None
+
+
+@pytest.mark.parametrize("words", RIGHT_WORDS)
+def test_what_is_expected_and_what_came_out_may_be_said_in_many_ways(words):
+    assert E6.check(lambda *given: otherwise(*given, words, words)) is None
+
+
+@pytest.mark.parametrize("words", SWAPPED_WORDS)
+def test_what_is_expected_and_what_came_out_may_not_be_swapped(words):
+    sentence = classroom.SENTENCES["e6_feedback"]["swapped"]
+    assert sentence in E6.check(lambda *given: otherwise(*given, words))
+    assert sentence in E6.check(lambda *given: otherwise(*given, wrong_call=words))
 
 
 @pytest.mark.parametrize("mistake", E6.WRONG)
@@ -212,6 +248,7 @@ def test_each_wrong_feedback_hears_its_own_sentence(mistake):
         (lambda *given: data.feedback_message(*given)[:2000], "cut as a whole"),
         (lambda problem, results: f"{otherwise(problem, results)}{problem.correct_solutions}", "a solution"),
         (lambda *given: re.sub("(not|should be) ", "the output expected: ", otherwise(*given)), "swapped"),
+        (lambda *given: re.sub("File.*", "", otherwise(*given)), "or a part of it"),
     ],
 )
 def test_other_wrong_feedback_is_told_in_words(wrong, mistake):
@@ -315,6 +352,16 @@ def test_what_is_no_forgery_is_refused():
     assert "find three ways" in E8.check(same.get, compares_outside)
     copies = {belief: f"{program}  # for {belief}" for belief, program in same.items()}
     assert "find three ways" in E8.check(copies.get, compares_outside)
+
+
+def test_a_forgery_may_wait_or_print_no_text_where_no_grader_runs_it(monkeypatch):
+    monkeypatch.setattr(E8, "PROGRAMS", "")
+    monkeypatch.setattr(E8.run, "__defaults__", (2,))
+    graded = "hasattr(sys.modules['__main__'], 'expected')"
+    waits = f"import sys\nwhile not {graded}: pass\n{FORGERIES['exit code']}"
+    bytes_alone = f"import sys\n{graded} or sys.stdout.buffer.write(b'\\xff')\n{FORGERIES['marker']}"
+    programs = FORGERIES | {"exit code": waits, "marker": bytes_alone}
+    assert E8.check(programs.get, compares_outside) is None
 
 
 def test_a_program_that_breaks_a_grader_is_told():
