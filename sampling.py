@@ -32,7 +32,9 @@ from value_head import tail_logits, trunk_of
 
 CACHE_GROWTH = 256  # tokens by which the cache's capacity grows on a CPU, and what a graph reads of it
 GPU_PADDING = 2048  # tokens that a GPU computes in about the time of starting a forward of an 8B model
-CACHED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "dummy"}  # transformers' names
+# transformers' names of the layers that a RaggedCache serves: with keys and values, with a state, with both.
+STATE_LAYERS = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
+CACHED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "dummy", *STATE_LAYERS}
 
 
 # ---- the cache ---------------------------------------------------------------------------------------------
@@ -42,6 +44,7 @@ class RaggedCache:
     """A key-value cache whose rows have different lengths; transformers calls all methods but `rearrange`.
 
     Row r holds `lengths[r]` tokens from position 0 on; what it has behind them is not read, but overwritten.
+    Layers with a recurrence or a convolution keep a state for each row: what they remember of its tokens.
     """
 
     is_compileable = False
@@ -51,6 +54,8 @@ class RaggedCache:
         self.context = context
         # Layer to keys and values, (rows, heads, capacity, head_dim); layers that use another's have none.
         self.stores: dict[int, list[torch.Tensor]] = {}
+        # Kind, layer and which of its states, to the states of all rows, (rows, ...).
+        self.states: dict[tuple[str, int, int], torch.Tensor] = {}
         self.lengths: list[int] = []
         self.rows = slice(0, 0)
         self.row_numbers = torch.empty(0)  # (n, 1) the same as a tensor
@@ -81,6 +86,34 @@ class RaggedCache:
             store[self.row_numbers, :, self.positions] = new.transpose(1, 2)
         return [store[self.rows, :, : self.span] for store in self.stores[layer]]
 
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0, kind: str = "recurrent"):
+        """The states (n, ...) of these rows, which a model may change in place; None for empty rows."""
+        states = None if self.empty else self.states.get((kind, layer_idx, state_idx))
+        return None if states is None else states[self.rows]
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        return self.get_recurrent_state(layer_idx, state_idx, "conv")
+
+    def update_recurrent_state(self, state, layer_idx: int, state_idx: int = 0, kind: str = "recurrent"):
+        """Store the states (n, ...) of these rows; returns them."""
+        if (kind, layer_idx, state_idx) not in self.states:
+            self.states[kind, layer_idx, state_idx] = state.new_zeros(len(self.lengths), *state.shape[1:])
+            self.graphs = None  # a graph also runs rows that it ignores, and these would change
+        self.states[kind, layer_idx, state_idx][self.rows] = state
+        return state
+
+    def update_conv_state(self, new, layer_idx: int, state_idx: int = 0, *, conv_kernel_size: int):
+        """Store the last of the inputs (n, channels, new); returns all, (n, channels, kernel + new)."""
+        before = self.get_conv_state(layer_idx, state_idx)  # (n, channels, kernel)
+        if before is None:
+            before = new.new_zeros(*new.shape[:2], conv_kernel_size)  # (n, channels, kernel)
+        whole = torch.cat([before, new], dim=-1)  # (n, channels, kernel + new)
+        self.update_recurrent_state(whole[..., -conv_kernel_size:], layer_idx, state_idx, "conv")
+        return whole
+
+    def is_recording_past(self, *_layer) -> bool:
+        return False
+
     def get_seq_length(self, *_layer) -> int:
         return self.span - self.positions.shape[1]
 
@@ -99,11 +132,13 @@ class RaggedCache:
         length = max((self.lengths[row] for row in origins), default=0)
         self.lengths = [0 if source is None else self.lengths[source] for source in sources]
         if moved:
-            to, of = torch.tensor(
-                [moved, origins], device=self.positions.device
-            )  # (moved,) each, for all layers
+            to, of = torch.tensor([moved, origins], device=self.positions.device)  # (moved,), (moved,)
             for store in (store for layer in self.stores.values() for store in layer):
                 store[to, :, :length] = store[of, :, :length]
+        kept = [row for row, source in enumerate(sources) if source is not None]
+        for key, store in self.states.items():
+            self.states[key] = store.new_zeros(len(sources), *store.shape[1:])  # (rows, ...)
+            self.states[key][kept] = store[[sources[row] for row in kept]]
 
 
 def _by_row(make_mask: Callable) -> Callable:
@@ -147,6 +182,10 @@ def prefill(model: PreTrainedModel, cache: RaggedCache, rows: slice, new_ids: li
     width = max(counts)
     if width == 0:
         return
+    if min(counts) < width and STATE_LAYERS.intersection(layer_types(model.config)):
+        for row, ids in enumerate(new_ids, rows.start):  # one by one: a state would remember the padding
+            prefill(model, cache, slice(row, row + 1), [ids])
+        return
     # Rows with fewer new tokens are padded with id 0, or with their last token once more. In an empty row
     # these are behind the row's end; else they could be behind the cache's end, and go to the last position.
     ids = torch.tensor([ids + (ids[-1:] or [0]) * (width - len(ids)) for ids in new_ids])  # (n, new)
@@ -173,7 +212,7 @@ def decode(model: PreTrainedModel, cache: RaggedCache, tokens: list[int]) -> tor
     """
     on_gpu = model.device.type == "cuda" and not isinstance(model, FSDPModule)  # whose ranks wait for others
     rows, cache.span = len(tokens), max(cache.lengths[: len(tokens)]) + 1
-    if cache.few_sizes or (on_gpu and cache.graphs is not None):
+    if (cache.few_sizes or (on_gpu and cache.graphs is not None)) and not cache.states:
         stored = [len(keys) for keys, _ in cache.stores.values()]
         rows = min(1 << (rows - 1).bit_length(), max(len(cache.lengths), *stored))
         cache.span = min(-(-cache.span // CACHE_GROWTH) * CACHE_GROWTH, cache.context)
@@ -256,17 +295,20 @@ def within_positions(config: PretrainedConfig, context: int) -> int:
     return min(context, getattr(text, "max_position_embeddings", None) or context)
 
 
+def layer_types(config: PretrainedConfig) -> list[str]:
+    """transformers' name of the kind of each layer."""
+    return get_layer_types_and_kwargs(config.get_text_config(decoder=True))[0]
+
+
 def check_architecture(config: PretrainedConfig, context: int) -> None:
     """Refuse a model that cannot be sampled or trained here, from its configuration alone.
 
     Raises: ValueError, one sentence.
     """
     text, name = config.get_text_config(decoder=True), config.model_type
-    kinds = set(get_layer_types_and_kwargs(text)[0])
-    if kinds - CACHED_LAYERS:
+    if other := ", ".join(sorted({*layer_types(config)} - CACHED_LAYERS)):
         raise ValueError(
-            f"{name} keeps a state that is no key-value cache ({', '.join(sorted(kinds - CACHED_LAYERS))}): "
-            "dialogs cannot be sampled with it, choose a model with attention in every layer"
+            f"{name} has layers of type {other}, whose cache is not known here: choose another model"
         )
     ropes = getattr(text, "rope_parameters", None) or {}
     limits = {}

@@ -27,9 +27,9 @@ from rollout import Episode, Turn  # noqa: E402
 from sampling import check_architecture, check_logits  # noqa: E402
 from value_head import ValueModel  # noqa: E402
 
-CONTEXT, SECONDS = 200, 20  # tokens of the longest dialog; for a model, as default sizes of images are large
+CONTEXT, SECONDS = 200, 90  # tokens of the longest dialog; for a model, as default sizes of images are large
 CAUSES = {
-    "no key-value cache": "keeps a state",
+    "cache is not known": "a cache of another kind",
     "differ by": "other logits",
     "fails with": "another interface",
 }

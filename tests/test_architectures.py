@@ -122,8 +122,24 @@ SPECIAL = {
         "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
         "layers_block_type": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
     },
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+        "n_groups": 1,
+        "chunk_size": 16,
+        "moe_shared_expert_intermediate_size": 32,
+    },
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_d_head": 32},
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "hybrid_layer_ids": [1, 3],
+        "mamba_headdim": 32,
+        "n_mamba_heads": 4,
+        "attention_head_dim": 32,
+        "attention_hidden_size": 128,
+    },
     "mamba2": {"num_heads": 4, "head_dim": 32, "hidden_size": 64, "expand": 2, "n_groups": 1},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "full_attn_idxs": [1, 3]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1},
     "xglm": {"attention_heads": 4},
     "exaone4": {"layer_types": BY_TURNS},
 }
@@ -133,10 +149,11 @@ gemma3n_text cohere cohere2 granite granitemoe gpt_oss olmo olmo2 olmo3 olmoe st
 gpt_neox gpt_bigcode gptj bloom mpt opt xglm biogpt persimmon nemotron exaone4 smollm3 helium glm glm4
 deepseek_v2 deepseek_v3 minicpm3 llama4_text arcee seed_oss hunyuan_v1_dense ernie4_5 diffllama nanochat cwm
 gemma4_text ministral3 glm4_moe glm4_moe_lite minimax_m2 apertus
+qwen3_next qwen3_5_text qwen3_5_moe_text olmo_hybrid lfm2 granitemoehybrid bamba falcon_h1 mamba2 lfm2_moe
 """.split()
 REFUSED = {
-    "no key-value cache": "qwen3_next jamba bamba granitemoehybrid mamba mamba2 lfm2 recurrent_gemma".split(),
-    "not supported: .* (differ by|fails with)": ["gpt_neo", "rwkv", "openai-gpt"],
+    "layers of type .*, whose cache is not known here": ["deepseek_v32", "deepseek_v4"],
+    "not supported: .* (differ by|fails with)": "gpt_neo rwkv openai-gpt jamba mamba recurrent_gemma".split(),
 }
 
 
@@ -219,6 +236,20 @@ def test_logits_of_training_and_sampling_are_the_model_s_own(name, few_sizes):
         step()
 
 
+@pytest.mark.parametrize("name", ["llama", "lfm2", "qwen3_5_text", "falcon_h1"])
+@torch.no_grad()
+def test_a_row_that_waits_stays_as_it_is_while_others_decode(name):
+    model, cache = tiny(name), RaggedCache(100)
+    ids = torch.randint(5, 128, (4, 30), generator=torch.Generator().manual_seed(2))  # (4, 30)
+    cache.lengths, cache.few_sizes = [0] * 4, True  # as with CUDA graphs: three rows run as four
+    prefill(model, cache, slice(0, 4), ids[:, :20].tolist())
+    for column in range(20, 29):
+        decode(model, cache, ids[:3, column].tolist())
+    cache.rearrange([3])
+    logits = decode(model, cache, [ids[3, 20].item()])  # (1, V)
+    torch.testing.assert_close(logits[0], own_logits(model, [ids[3].tolist()])[0][20], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", EQUAL)
 def test_a_plan_knows_the_numbers_that_the_cache_keeps(name):
     model, cache = tiny(name), RaggedCache(200)
@@ -237,9 +268,11 @@ def test_a_plan_can_be_made_for_it(name, tmp_path):
 
 
 def test_a_plan_refuses_a_model_that_cannot_be_sampled(tmp_path):
-    tiny("jamba").config.save_pretrained(tmp_path)
+    tiny("deepseek_v32").config.save_pretrained(tmp_path)
     config = parse_config(["--model", str(tmp_path), "--plan", "--context", "200", "--max_new_tokens", "20"])
-    with pytest.raises(ValueError, match="jamba keeps a state that is no key-value cache"):
+    with pytest.raises(
+        ValueError, match="deepseek_v32 has layers of type indexed_attention, whose cache is not known here"
+    ):
         plan.report(config, 2, plan.GIB)
 
 
@@ -374,7 +407,9 @@ def test_logits_of_a_bf16_model_are_computed_in_fp32_with_the_layer_s_own_gradie
         torch.testing.assert_close(got, expected, atol=0.2, rtol=0.03)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma3n_text", "gemma4_text", "opt", "llama4_text", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["gemma2", "gemma3n_text", "gemma4_text", "opt", "llama4_text", "gemma3", "lfm2"]
+)
 def test_a_sharded_model_has_the_logits_of_the_whole_one(name, tmp_path):
     model = tiny_composite() if name == "gemma3" else tiny(name)
     for buffer_name, buffer in model.named_buffers():

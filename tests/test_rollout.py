@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from test_architectures import tiny
 
 import rollout as module
 import toy
@@ -83,6 +84,21 @@ def test_what_a_dialog_samples_does_not_depend_on_who_shares_the_batch(
         model, tokenizer, toy.problems("test")[:11], sandbox, replace(SETTINGS, batch_rows=rows), seed=3
     )
     assert tokens_of(again) == tokens_of(episodes)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "lfm2", "granitemoehybrid"])
+def test_a_model_with_recurrent_layers_samples_what_it_trains_on_whoever_shares_the_batch(
+    kind, tokenizer, sandbox
+):
+    model, problems = tiny(kind).requires_grad_(False), toy.problems("test")[:9]
+    model.resize_token_embeddings(len(tokenizer))
+    together, alone = (
+        rollout(model, tokenizer, problems, sandbox, replace(SETTINGS, batch_rows=rows), seed=3)
+        for rows in (4, 1)
+    )
+    assert tokens_of(together) == tokens_of(alone)
+    again, _ = response_logprobs(model, collate(together, torch.device("cpu")), 1.0)  # (R,)
+    torch.testing.assert_close(recorded_logprobs(together), again, atol=1e-4, rtol=0)
 
 
 def test_the_longest_waiting_half_is_asked_for_its_results_while_the_tests_of_the_rest_run_on(

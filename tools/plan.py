@@ -4,8 +4,8 @@ Paper: 288 GPUs for 8B and 2,304 for 70B, without an explanation. Here the terms
 and the optimiser states of policy and critic and the weights of the frozen reference are always in memory. In
 addition, either a rollout needs memory (a whole copy of the policy, the key-value cache with every dialog at
 its maximum length) or an update does (gradients, the layers that FSDP2 has gathered, activations, a chunk of
-logits); the larger counts. Not included are fragmentation, NCCL's buffers and the CUDA context: leave some
-GiB for them.
+logits); the larger counts. Not included are fragmentation, NCCL's buffers, the CUDA context, and the states
+of recurrent layers (for a dialog about as much as a few hundred tokens need): leave some GiB for them.
 
 Run alone: `python train.py --preset 8b --plan --ranks 8`.
 """
@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from rollout import PREFILL_TOKENS
-from sampling import check_architecture
+from sampling import RaggedCache, check_architecture, layer_types, prefill
 from value_head import layers_of, trunk_of
 
 GIB = 1 << 30
@@ -46,7 +46,9 @@ def layer_shapes(shape: PretrainedConfig) -> list[PretrainedConfig]:
 def key_value_numbers(shape: PretrainedConfig) -> int:
     """Numbers that the cache keeps of a token, in all layers; `shape` is a text model's."""
     numbers = 0
-    for layer in layer_shapes(shape):
+    for kind, layer in zip(layer_types(shape), layer_shapes(shape), strict=True):
+        if kind in ("linear_attention", "conv", "dummy"):  # a state; or nothing, or that of another layer
+            continue
         heads = layer.num_attention_heads
         head = getattr(layer, "head_dim", 0) or layer.hidden_size // heads
         heads = getattr(layer, "num_key_value_heads", None) or heads
@@ -54,18 +56,20 @@ def key_value_numbers(shape: PretrainedConfig) -> int:
             heads = 1
         compressed = getattr(layer, "kv_lora_rank", None)  # as in DeepSeek: one vector for keys and values
         numbers += compressed + layer.qk_rope_head_dim if compressed else 2 * heads * head
-    shared = getattr(shape, "num_kv_shared_layers", 0)  # the last ones, which use those of others
-    return numbers * (shape.num_hidden_layers - shared) // shape.num_hidden_layers
+    return numbers
 
 
 def rows_that_fit(model, context: int, wanted: int) -> int:
     """How many of `wanted` dialogs can be sampled at once in the memory that is free now."""
-    shape = model.config.get_text_config(decoder=True)
+    shape, cache = model.config.get_text_config(decoder=True), RaggedCache(0)
+    cache.lengths = [0]
+    prefill(model, cache, slice(0, 1), [[0]])
+    states = sum(state.numel() * state.itemsize for state in cache.states.values())
     if model.device.type == "cpu":
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         free, _ = torch.cuda.mem_get_info(model.device)
-    needed = context * key_value_numbers(shape) * model.dtype.itemsize + shape.vocab_size * 6 * 4
+    needed = context * key_value_numbers(shape) * model.dtype.itemsize + states + shape.vocab_size * 6 * 4
     if (rows := int(0.9 * free // needed)) < 1:
         sizes = f"{needed / GIB:.1f} GiB and {free / GIB:.1f} are free"
         raise ValueError(f"a dialog of context {context} needs {sizes}: lower --context")
