@@ -279,7 +279,7 @@ def load_networks(config: Config) -> tuple[torch.nn.Module, tuple]:
     trained = {"gradient_checkpointing": config.gradient_checkpointing, "state_dtype": "float32"}
     policy = load_model(**config.loading(), **trained)
     reference = load_model(**config.loading()).requires_grad_(False)
-    critic = load_model(**config.loading(), **trained, wrap=ValueModel)
+    critic = load_model(**config.loading(), **trained, wrap=lambda model: ValueModel(model, config.seed))
     optimisers = [
         torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=config.weight_decay)
         for network, rate in ((policy, config.learning_rate), (critic, config.value_learning_rate))
@@ -322,7 +322,6 @@ def set_up(config: Config, stopped: Callable[[], bool]) -> Iterator[Setup | None
         first = run.progress["iteration"]
         if rank() == 0:
             run.path.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(config.seed)
         if distributed.split_teams(config.rollout_ranks):
             sample_for_learners(sampler, first + bool(run.prefetched), stopped)
             yield None

@@ -87,13 +87,15 @@ class ValueModel(nn.Module):
     Takes the trunk of `language_model` as its own: pass a model that nothing else uses.
     """
 
-    def __init__(self, language_model: PreTrainedModel) -> None:
+    def __init__(self, language_model: PreTrainedModel, seed: int = 0) -> None:
         super().__init__()
         self.trunk = trunk_of(language_model)
         width = language_model.config.get_text_config().hidden_size
-        self.head = nn.Linear(width, 1, dtype=torch.float32)  # D -> 1, in fp32 whatever the trunk's type
-        nn.init.normal_(self.head.weight, std=width**-0.5)
-        nn.init.zeros_(self.head.bias)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # on any number of ranks: some architectures draw numbers when loaded
+            self.head = nn.Linear(width, 1, dtype=torch.float32)  # D -> 1, in fp32 whatever the trunk's type
+            nn.init.normal_(self.head.weight, std=width**-0.5)
+            nn.init.zeros_(self.head.bias)
 
     def forward(self, ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Values (N,) read at the tokens ids[rows, columns].

@@ -24,7 +24,7 @@ from ppo import collate, response_logprobs
 from rollout import Episode, Turn
 from sampling import RaggedCache, check_architecture, check_logits, decode, prefill
 from tools import plan
-from value_head import layers_of
+from value_head import ValueModel, layers_of
 
 WINDOW = 16
 WANTED = (  # a value, and the names under which architectures may know it
@@ -420,3 +420,16 @@ def test_a_sharded_model_has_the_logits_of_the_whole_one(name, tmp_path):
     with process_group("cpu", unsharded=False), torch.no_grad():
         sharded = load_model(str(tmp_path))
         torch.testing.assert_close(sharded(ids).logits, model(ids).logits)
+
+
+def test_a_critic_begins_with_the_same_head_whether_it_is_sharded_or_not(tmp_path):
+    tiny("qwen3_5_text").save_pretrained(tmp_path)
+
+    def head() -> torch.Tensor:
+        torch.manual_seed(0)
+        load_model(str(tmp_path))  # the policy: where it is sharded, this draws random numbers
+        return load_model(str(tmp_path), wrap=ValueModel).head.weight
+
+    whole = head()  # (1, D)
+    with process_group("cpu", unsharded=False):
+        assert torch.equal(whole, head().full_tensor())
