@@ -36,6 +36,11 @@ from transformers import PreTrainedModel
 from distributed import barrier, empty_copy, rank, team
 from tools.page import as_text
 
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError:  # it is no requirement
+    SummaryWriter = None
+
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP on one process, as intended
 LOGS = ("metrics.jsonl", "episodes.jsonl", "dialogs.txt")
 # What about.json must have: the iterations done, the sizes of the logs, episodes, the sizes of the files.
@@ -106,6 +111,7 @@ class RunDirectory:
             raise ValueError(f"no checkpoint of {path} is whole: it cannot be resumed")
         self.prefetched: list[dict] = self.progress.pop("prefetched", [])  # as plain JSON
         self.seconds: dict[str, float] = self.progress.setdefault("seconds", {})
+        self.board: SummaryWriter | None = None  # the same scalars for TensorBoard, where it is installed
 
     def checkpoints(self) -> list[Path]:
         """The whole checkpoints of the run, oldest first."""
@@ -125,6 +131,9 @@ class RunDirectory:
             for name in LOGS:
                 with (self.path / name).open("a"):
                     os.truncate(self.path / name, self.progress[name])
+            if SummaryWriter:
+                done = self.progress["iteration"]  # what a stopped run wrote beyond it is not shown
+                self.board = SummaryWriter(self.path / "tensorboard", purge_step=done + 1)
         barrier()
 
     def log(self, metrics: dict, episodes: list[dict]) -> None:
@@ -139,6 +148,13 @@ class RunDirectory:
                 with (self.path / name).open("a") as file:
                     file.write(text)
                 self.progress[name] = (self.path / name).stat().st_size
+        if self.board:
+            turns = {f"solved_by_turn/{n}": share for n, share in enumerate(metrics["solved_by_turn"], 1)}
+            parts = {f"seconds/{phase}": spent for phase, spent in metrics["seconds"].items()}
+            for name, value in (metrics | turns | parts).items():
+                if isinstance(value, (int, float)):
+                    self.board.add_scalar(name, value, metrics["iteration"])
+            self.board.flush()
 
     def save(self, trained: dict[str, tuple], prefetch: Callable[[int], list], keep: int) -> None:
         """Write a checkpoint, unless this iteration has one; `prefetch` gives the next episodes."""

@@ -243,3 +243,32 @@ def test_a_preset_that_is_named_again_on_resume_resets_nothing_that_the_run_had_
     (tmp_path / "config.json").write_text(json.dumps({**vars(config), "max_new_tokens": 48}))
     with pytest.raises(ValueError, match="was started with max_new_tokens 48, now 1024"):
         parse_config(["--preset", "8b", "--resume", str(tmp_path)])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_scalars_go_to_tensorboard_where_it_is_installed(tmp_path, monkeypatch, installed):
+    boards = []
+
+    class Board:
+        def __init__(self, directory: Path, purge_step: int) -> None:
+            self.directory, self.first, self.scalars = directory, purge_step, {}
+            boards.append(self)
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            self.scalars[name, step] = value
+
+        def flush(self) -> None:
+            pass
+
+    monkeypatch.setattr(checkpoints, "SummaryWriter", Board if installed else None)
+    save(tmp_path, 4)
+    run = RunDirectory(tmp_path, resume=True)
+    run.begin({}, resume=True)
+    run.log({"iteration": 5, "kl": 0.5, "solved_by_turn": [0.1, 0.2], "seconds": {"update": 3.0}}, [])
+    assert len(boards) == installed
+    for board in boards:
+        assert (board.directory, board.first) == (tmp_path / "tensorboard", 5)
+        expected = {"iteration": 5, "kl": 0.5, "solved_by_turn/1": 0.1, "solved_by_turn/2": 0.2}
+        assert {n: v for (n, step), v in board.scalars.items() if step == 5} == expected | {
+            "seconds/update": 3
+        }
