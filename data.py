@@ -58,10 +58,7 @@ TESTS_CUT = "[{count} tests cut]\n"
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem.
-
-    Tests are all `IoTest` (standard input and output) or all `AssertTest` (calls of a function).
-    """
+    """One problem. Its tests are all `IoTest` (standard input and output) or all `AssertTest` (calls)."""
 
     name: str  # unique in its set
     statement: str  # the text of the first user message, without the format instruction
@@ -141,21 +138,19 @@ def feedback_message(
     if results is None:
         entries = [NO_VALID_CODE]
     else:
-        tests = zip(problem.public_tests, results, strict=True)
-        run = [(test, result) for test, result in tests if result != NOT_RUN]
-        shown = [
-            (result.verdict == Verdict.PASSED, feedback_entry(problem, test, result, cut))
-            for test, result in run
-            if problem.judging == "asserts" or result.verdict != Verdict.PASSED
-        ]  # whether the test passed, and its entry
+        shown = {  # the entry of each test, by its number
+            number: feedback_entry(problem, test, result, cut)
+            for number, (test, result) in enumerate(zip(problem.public_tests, results, strict=True))
+            if result != NOT_RUN and (problem.judging == "asserts" or result.verdict != Verdict.PASSED)
+        }
         kept, length = [], 0
-        for place in sorted(range(len(shown)), key=lambda place: shown[place][0]):  # failed tests first
-            length += len(shown[place][1])
+        for number in sorted(shown, key=lambda n: results[n].verdict == Verdict.PASSED):  # failed tests first
+            length += len(shown[number])
             if kept and length > 10 * cut:
                 break
-            kept.append(place)
-        entries = [shown[place][1] for place in sorted(kept)]
-        if left_out := len(shown) - len(kept) + len(results) - len(run):
+            kept.append(number)
+        entries = [shown[number] for number in sorted(kept)]
+        if left_out := len(shown) - len(kept) + results.count(NOT_RUN):
             entries.append(TESTS_CUT.format(count=left_out))
         if all(result.verdict == Verdict.PASSED for result in results):
             entries.append(PUBLIC_TESTS_PASSED)
@@ -174,7 +169,7 @@ def make_job(
         head = max((node.end_lineno for node in imports if node.module == "__future__"), default=0)
     # Imports from __future__ must come first. The lines after them keep their numbers in a traceback.
     return Job(
-        program="".join(f"{line}\n" for line in lines[:head]) + problem.preamble + "\n".join(lines[head:]),
+        program="\n".join([*lines[:head], problem.preamble + "\n".join(lines[head:])]),
         tests=tuple(tests),
         limits=problem.limits,
         entry_point=problem.entry_point,

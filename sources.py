@@ -9,18 +9,17 @@ with `--check`, which problems their own solutions fail, and which a solution th
 
 import argparse
 import hashlib
-import itertools
 import json
 import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
 
 import toy
 from data import Problem, first_message, make_job
@@ -66,9 +65,9 @@ def _problem(stored: dict, where: str) -> tuple[Problem, str]:
 
     Raises: ValueError, one sentence.
     """
+    row = stored
     try:
-        of_file, row = list(stored) == ["text"], stored
-        if of_file:
+        if list(stored) == ["text"]:
             row = json.loads(stored["text"].removeprefix("\ufeff"), object_pairs_hook=_one_of_each)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}; each line must be one object") from error
@@ -79,12 +78,11 @@ def _problem(stored: dict, where: str) -> tuple[Problem, str]:
         if missing := [name for name in columns.split() if name not in row]:
             raise ValueError(f"no column {', '.join(missing)} among its columns {', '.join(row)}")
         problem = read(row)
-        tested = problem.public_tests and problem.private_tests
         reasons = {  # the first that holds
             FILES: any(map(row.get, FILE_COLUMNS)),
             OBJECTS: re.search(r"\b(Tree|List)?Node\b", problem.signature),
             NO_STATEMENT: not problem.statement.strip(),
-            NO_TESTS: not tested,
+            NO_TESTS: not (problem.public_tests and problem.private_tests),
         }
         return problem, next((reason for reason, holds in reasons.items() if holds), "")
     except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
@@ -93,11 +91,8 @@ def _problem(stored: dict, where: str) -> tuple[Problem, str]:
 
 def _check_characters(problem: Problem, where: str) -> None:
     """Raises: ValueError if a text, which came from JSON, has half of a character."""
-    about = (problem.name, problem.statement, problem.signature, problem.preamble, problem.setup)
-    tests = (vars(test).values() for test in problem.public_tests + problem.private_tests)
-    programs = problem.correct_solutions + problem.incorrect_solutions
     try:
-        "".join(itertools.chain(about, programs, *tests)).encode()
+        json.dumps(asdict(problem), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise ValueError(f"{where} has {half!r}, half of a character: write the whole one") from error
@@ -134,9 +129,8 @@ def first_messages(problems: Sequence[Problem]) -> Iterator[str]:
     if not isinstance(problems, Problems):
         yield from map(first_message, problems)
         return
-    unread = dict.fromkeys((*TEST_COLUMNS, *SOLUTION_COLUMNS), [])
-    columns = [name for name in unread if name in problems.rows.column_names]
-    for row in problems.rows.remove_columns(columns):
+    unread = {name: [] for name in (*TEST_COLUMNS, *SOLUTION_COLUMNS) if name in problems.rows.column_names}
+    for row in problems.rows.remove_columns([*unread]):
         yield first_message(_problem(row | unread, f"{problems.source}, the row of {row.get('name')!r},")[0])
 
 
@@ -153,34 +147,27 @@ def _read(rows: datasets.Dataset, source: str) -> Iterator[tuple[str, str, Probl
         yield problem.name, reason, problem
 
 
-def _left_out(rows: datasets.Dataset) -> list[str]:
-    """Why each row of CodeContests is left out, empty if it is not; without reading the texts of tests."""
-    reasons = []
-    for batch in rows.data.to_batches():
-        counts = []
-        for column in TEST_COLUMNS:
-            inputs, outputs = (pc.struct_field(batch[column], side) for side in ("input", "output"))
-            counts.append(pc.fill_null(pc.list_value_length(inputs), 0))
-            uneven = pc.not_equal(counts[-1], pc.fill_null(pc.list_value_length(outputs), 0))
-            nulls = {"output": outputs, "input": inputs}
-            nulls = [kind for kind, texts in nulls.items() if pc.list_flatten(texts).null_count]
-            if pc.any(uneven).as_py() or nulls:
-                sides = (side.to_pylist() for side in (batch["name"], uneven, inputs, outputs))
-                names = [
-                    name
-                    for name, differ, *texts in zip(*sides, strict=True)
-                    if differ or any(None in (of_side or ()) for of_side in texts)
-                ]
-                raise ValueError(f"a test of {column} has no {(nulls or ['output'])[0]}: see {names}")
-        tested = pc.and_(pc.greater(counts[0], 0), pc.greater(pc.add(counts[1], counts[2]), 0))
-        for number, name in enumerate(batch["name"].to_pylist(), len(reasons) + 1):
-            if not isinstance(name, str) or not name:
-                raise ValueError(f"row {number}: name is no text, or empty: {name!r:.60}")
-        for number, (has, text) in enumerate(zip(tested.to_pylist(), batch["description"], strict=True)):
-            files = [batch[name][number].as_py() for name in FILE_COLUMNS if name in rows.column_names]
-            reason = "" if has else NO_TESTS
-            reasons.append(FILES if any(files) else NO_STATEMENT if text.as_py() == "" else reason)
-    return reasons
+def _read_code_contests(rows: datasets.Dataset) -> list[tuple[str, str, None]]:
+    """As `_read`, but without reading the texts of tests: the problems are made when they are asked for."""
+    found, wrong = [], defaultdict(list)
+    short = [name for name in ("name", "description", *FILE_COLUMNS) if name in rows.column_names]
+    tests = zip(*map(rows.data.column, TEST_COLUMNS), strict=True)
+    for number, (row, columns) in enumerate(zip(rows.select_columns(short), tests, strict=True), 1):
+        name, counts = row["name"], []
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"row {number}: name is no text, or empty: {name!r:.60}")
+        for column, stored in zip(TEST_COLUMNS, columns, strict=True):
+            inputs, outputs = (stored[side].values or pa.nulls(0) for side in ("input", "output"))
+            if len(inputs) != len(outputs) or inputs.null_count or outputs.null_count:
+                side = "input" if inputs.null_count and not outputs.null_count else "output"
+                wrong[f"a test of {column} has no {side}"].append(name)
+            counts.append(len(inputs))
+        reason = "" if counts[0] and any(counts[1:]) else NO_TESTS
+        reason = NO_STATEMENT if row["description"] == "" else reason
+        found.append((name, FILES if any(map(row.get, FILE_COLUMNS)) else reason, None))
+    for what, names in wrong.items():
+        raise ValueError(f"{what}: see {names}")
+    return found
 
 
 # ---- files and the hub become tables -----------------------------------------------------------------------
@@ -219,12 +206,11 @@ def _rows(source: str, split: str) -> datasets.Dataset:
 def _usable(rows: datasets.Dataset, source: str) -> tuple[Sequence[Problem], list[str]]:
     """The problems of the rows that can be used, and their names; the others are printed."""
     kept, made, names, left_out = [], [], [], defaultdict(list)
-    # CodeContests: its problems are made when they are asked for.
-    kinds = [field.type for field in rows.data.schema if field.name in ("name", *TEST_COLUMNS)]
-    if len(kinds) == 1 + len(TEST_COLUMNS) and sum(map(pa.types.is_struct, kinds)) == len(TEST_COLUMNS):
+    structs = {field.name for field in rows.data.schema if pa.types.is_struct(field.type)}
+    if structs.issuperset(TEST_COLUMNS) and "name" in rows.column_names:
         try:
-            small, found = False, zip(rows["name"], _left_out(rows), itertools.repeat(None))
-        except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError) as error:
+            small, found = False, _read_code_contests(rows)
+        except (AttributeError, KeyError, ValueError) as error:
             raise ValueError(f"{source} is not understood: {error}") from error
     else:
         small, found = rows.data.nbytes < SMALL, _read(rows, source)
@@ -234,7 +220,8 @@ def _usable(rows: datasets.Dataset, source: str) -> tuple[Sequence[Problem], lis
         elif name:
             kept.append(number)
             names.append(name)
-            made += [problem] if small else []
+            if small:
+                made.append(problem)
     total = len(kept) + sum(map(len, left_out.values()))
     for reason, unused in sorted(left_out.items(), reverse=True):
         shown = ", ".join(unused[:5]) + " and others" * (len(unused) > 5)
@@ -295,14 +282,14 @@ def check(problems: Sequence[Problem], most: int) -> None:
     solved, failing, passing, slowest = set(), set(), set(), (0.0, "no test")
     with Sandbox() as sandbox:
         for start in range(0, len(problems), 32):
-            runs = [
-                (problem, right, number, code)
+            runs = [  # all are queued before the first result is waited for
+                (problem, right, number, sandbox.submit(make_job(problem, code, tests, True)))
                 for problem in problems[start : start + 32]
+                for tests in [problem.public_tests + problem.private_tests]
                 for right, codes in ((True, problem.correct_solutions), (False, problem.incorrect_solutions))
                 for number, code in enumerate(codes[:most], 1)
             ]
-            jobs = [make_job(p, code, p.public_tests + p.private_tests, True) for p, _, _, code in runs]
-            for (problem, right, number, _), job in zip(runs, map(sandbox.submit, jobs), strict=True):
+            for problem, right, number, job in runs:
                 name = problem.name
                 try:
                     results = job.result()
