@@ -12,6 +12,7 @@ function may be a method of a `class Solution`.
 """
 
 import hashlib
+import json
 import keyword
 import re
 import sys
@@ -67,27 +68,22 @@ def _text(lines: object) -> str:
     return lines
 
 
+def _integer_keys(stored: dict) -> dict:
+    """JSON's keys are texts: where all are integers they were integers, as APPS's judge assumes."""
+    integers = [int(key) for key in stored if re.fullmatch("-?(0|[1-9][0-9]*)", key)]
+    return dict(zip(integers, stored.values(), strict=True)) if len({*integers}) == len(stored) else stored
+
+
 def _call_tests(name: str, inputs: list, outputs: list) -> list[AssertTest]:
     if not all(isinstance(arguments, list) for arguments in inputs):
         raise ValueError("input_output has fn_name, so each of its inputs must be a list of arguments")
     wrapped = all(isinstance(output, list) and len(output) == 1 for output in outputs)
+    converted = json.loads(json.dumps([inputs, outputs]), object_hook=_integer_keys)
     tests = []
-    for arguments, output in zip(_with_integer_keys(inputs), outputs, strict=True):
-        forms = [*output, output] if wrapped else [output]
-        others = [form for form in map(_with_integer_keys, forms) if form not in forms]
-        tests.append(call_test(name, arguments, *others, *forms))
+    for arguments, *both in zip(*converted, outputs, strict=True):
+        others, forms = ([*output, output] if wrapped else [output] for output in both)
+        tests.append(call_test(name, arguments, *(form for form in others if form not in forms), *forms))
     return tests
-
-
-def _with_integer_keys(value: object) -> object:
-    """JSON's keys are texts: where all are integers they were integers, as APPS's judge assumes."""
-    if isinstance(value, list):
-        return [*map(_with_integer_keys, value)]
-    if not isinstance(value, dict):
-        return value
-    integers = {int(key) for key in value if re.fullmatch("-?(0|[1-9][0-9]*)", key)}
-    keys = map(int, value) if len(integers) == len(value) else value
-    return dict(zip(keys, map(_with_integer_keys, value.values()), strict=True))
 
 
 def _amount(row: dict, column: str, unit: str, example: str) -> float:

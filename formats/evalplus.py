@@ -162,13 +162,11 @@ def _base_tests(row: dict, name: str, asserts: str, tests: dict[str, str]) -> li
             given = ast.unparse(ast.List(calls[0].args)) if len(calls) == 1 else None
             base.append(tests.pop(given, text))
         return base
-    number = str(row["task_id"]).removeprefix("HumanEval/")
+    number, count = str(row["task_id"]).removeprefix("HumanEval/"), len(tests)
     if "base_input" in row:
         count = len(set(map(repr, row["base_input"])))
     elif number.isdigit() and int(number) < len(HUMANEVAL_BASE_TESTS):
         count = int(HUMANEVAL_BASE_TESTS[int(number)])
-    else:
-        count = len(tests)
     return [tests.pop(given) for given in list(tests)[:count]]
 
 

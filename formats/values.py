@@ -90,27 +90,25 @@ def assert_tests(
     codes: Sequence[str], entry_point: str, column: str, helpers: str = ""
 ) -> tuple[AssertTest, ...]:
     """Tests that call a function. Raises: ValueError for one that passes every program."""
-    parse(helpers, "setup, the tests' helpers,")
+    setup = parse(helpers, "setup, the tests' helpers,")
     shared = {entry_point, "candidate"} | names_of(helpers)[1]
     for code in codes:
-        tree = parse(code, f"a test of {column}")
-        asserts = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-        if any(isinstance(node.msg, ast.Compare) for node in asserts):
-            raise ValueError(f"a test of {column} has a comparison as the message of an assert: {code!r:.80}")
-        if not _compares(code, entry_point, helpers):
+        what, tree = f"a test of {column}", parse(code, f"a test of {column}")
+        nodes = list(ast.walk(tree))
+        if any(isinstance(node, ast.Assert) and isinstance(node.msg, ast.Compare) for node in nodes):
+            raise ValueError(f"{what} has a comparison as the message of an assert: {code!r:.80}")
+        if not _compares(tree, entry_point, setup):
             raise ValueError(
-                f"a test of {column} compares no answer of the function {entry_point}, so that every program "
+                f"{what} compares no answer of the function {entry_point}, so that every program "
                 f"passes: write assert {entry_point}(...) == ... instead of {code!r:.80}"
             )
-        unknown = names_of(code)[0] - shared
-        if "import *" in code + helpers:
-            unknown = set()
-        for node in ast.walk(tree):
+        wanted = set() if "import *" in code + helpers else names_of(code)[0]
+        for node in nodes:
             if isinstance(node, ast.ImportFrom) and node.module == "solution":
-                unknown |= {alias.name for alias in node.names} - shared
-        if unknown:
+                wanted |= {alias.name for alias in node.names}
+        if unknown := wanted - shared:
             raise ValueError(
-                f"a test of {column} uses {', '.join(sorted(unknown))}, which neither the test nor setup "
+                f"{what} uses {', '.join(sorted(unknown))}, which neither the test nor setup "
                 f"defines, so that every program fails: {code!r:.80}"
             )
     return tuple(map(AssertTest, codes))
@@ -124,13 +122,12 @@ def _swallows(handler: ast.ExceptHandler) -> bool:
     return bool(caught) and shows
 
 
-def _compares(code: str, entry_point: str, helpers: str) -> bool:
+def _compares(test: ast.Module, entry_point: str, helpers: ast.Module) -> bool:
     """Whether a test names the function and executes an assert that can fail."""
-    body, found, named = ast.parse(code).body, False, set()
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    functions = [node for node in ast.parse(helpers).body + body if isinstance(node, kinds)]
-    defined, executed = {node.name: node.body for node in functions}, list(body)
-    methods = [part for node in body if isinstance(node, ast.ClassDef) for part in node.body]
+    defined = {node.name: node.body for node in helpers.body + test.body if isinstance(node, kinds)}
+    methods = [part for node in test.body if isinstance(node, ast.ClassDef) for part in node.body]
+    executed, named, found = list(test.body), set(), False
     while executed:
         node = executed.pop()
         match node:
@@ -139,17 +136,14 @@ def _compares(code: str, entry_point: str, helpers: str) -> bool:
             case ast.Name(name):
                 named.add(name)
                 executed += defined.pop(name, [])
-            case ast.Assert(ast.Tuple() | ast.List() | ast.Name("candidate")):
-                pass  # true, whatever is in it
             case ast.Raise() | ast.Assert(ast.Constant(0 | None)):
                 found = True
-            case ast.Assert(ast.Compare(left, _, rights)) if {*map(ast.unparse, [left, *rights])} == {
-                ast.unparse(left)
-            }:
+            case ast.Assert(ast.Tuple() | ast.List()):
+                pass  # true, whatever is in it
+            case ast.Assert(ast.Compare(left, _, rights)) if len({*map(ast.unparse, [left, *rights])}) == 1:
                 pass  # a value is compared with itself
-            case ast.Assert(test):
-                names = {inner.id for inner in ast.walk(test) if isinstance(inner, ast.Name)}
-                found = found or bool(names) and ast.unparse(test) != entry_point
+            case ast.Assert(value) if ast.unparse(value) not in (entry_point, "candidate"):
+                found = found or any(isinstance(inner, ast.Name) for inner in ast.walk(value))
             case ast.Try(handlers=handlers) if any(map(_swallows, handlers)):
                 named |= {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
                 executed += node.orelse + node.finalbody
