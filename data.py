@@ -104,12 +104,6 @@ def _shorten(text: str, cut: int) -> str:
 
 def feedback_entry(problem: Problem, test: IoTest | AssertTest, result: TestResult, cut: int) -> str:
     """The feedback on one test that failed; where tests are asserts, also on one that passed."""
-    # Line numbers in a traceback count from the preamble's start, but the model sees only its own code.
-    traceback = re.sub(
-        r'(File "solution.py", line )(\d+)',
-        lambda m: f"{m[1]}{max(1, int(m[2]) - problem.preamble.count(chr(10)))}",
-        result.traceback,
-    )
     if isinstance(test, IoTest):
         fields = {"input": test.input, "expected": test.output, "got": result.stdout}
         template = FEEDBACK_TOKENS[result.verdict]
@@ -119,7 +113,11 @@ def feedback_entry(problem: Problem, test: IoTest | AssertTest, result: TestResu
         template = FEEDBACK_ASSERTS[result.verdict]
         if result.verdict == Verdict.WRONG_ANSWER and not result.expected:
             template = FEEDBACK_ASSERT_WITHOUT_VALUES
-    fields["traceback"] = traceback
+    fields["traceback"] = re.sub(  # its line numbers count the preamble, but the model sees only its own code
+        r'(File "solution.py", line )(\d+)',
+        lambda m: f"{m[1]}{max(1, int(m[2]) - problem.preamble.count(chr(10)))}",
+        result.traceback,
+    )
     return template.format(**{name: _shorten(text, cut) for name, text in fields.items()})
 
 
@@ -129,15 +127,13 @@ def feedback_message(
     """The user message after a response that did not pass.
 
     Args:
-        problem: the problem that the feedback is about.
         results: one for each public test; None if the response has no valid code.
         cut: the maximum length in characters of a field (an input, an output, a traceback). If all entries
             together have more than ten times as many, tests are left out, passed ones first, and counted.
         asked: the problem of the dialog, if it is another one (random feedback).
     """
-    if results is None:
-        entries = [NO_VALID_CODE]
-    else:
+    entries = [NO_VALID_CODE]
+    if results is not None:
         shown = {  # the entry of each test, by its number
             number: feedback_entry(problem, test, result, cut)
             for number, (test, result) in enumerate(zip(problem.public_tests, results, strict=True))

@@ -10,6 +10,7 @@ with `--check`, which problems their own solutions fail, and which a solution th
 import argparse
 import hashlib
 import json
+import math
 import re
 import sys
 from collections import Counter, defaultdict
@@ -61,10 +62,7 @@ def _one_of_each(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _problem(stored: dict, where: str) -> tuple[Problem, str]:
-    """The problem of a stored row, which may be a line of JSON, and why it is left out, empty if it is not.
-
-    Raises: ValueError, one sentence.
-    """
+    """The problem of a stored row or line of JSON, and why it is left out, or "". Raises: ValueError."""
     row = stored
     try:
         if list(stored) == ["text"]:
@@ -87,15 +85,6 @@ def _problem(stored: dict, where: str) -> tuple[Problem, str]:
         return problem, next((reason for reason, holds in reasons.items() if holds), "")
     except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"{where} is not understood: {error}") from error
-
-
-def _check_characters(problem: Problem, where: str) -> None:
-    """Raises: ValueError if a text, which came from JSON, has half of a character."""
-    try:
-        json.dumps(asdict(problem), ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise ValueError(f"{where} has {half!r}, half of a character: write the whole one") from error
 
 
 # ---- a table becomes a sequence of problems ----------------------------------------------------------------
@@ -143,7 +132,11 @@ def _read(rows: datasets.Dataset, source: str) -> Iterator[tuple[str, str, Probl
             continue
         where = f"{source}, {'line' if line else 'row'} {number},"
         problem, reason = _problem(row, where)
-        _check_characters(problem, where)
+        try:
+            json.dumps(asdict(problem), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # JSON can tell one half of a character without the other
+            half = error.object[error.start]
+            raise ValueError(f"{where} has {half!r}, half of a character: write the whole one") from error
         yield problem.name, reason, problem
 
 
@@ -207,7 +200,7 @@ def _usable(rows: datasets.Dataset, source: str) -> tuple[Sequence[Problem], lis
     """The problems of the rows that can be used, and their names; the others are printed."""
     kept, made, names, left_out = [], [], [], defaultdict(list)
     structs = {field.name for field in rows.data.schema if pa.types.is_struct(field.type)}
-    if structs.issuperset(TEST_COLUMNS) and "name" in rows.column_names:
+    if structs.issuperset(TEST_COLUMNS) and {"name", "description"}.issubset(rows.column_names):
         try:
             small, found = False, _read_code_contests(rows)
         except (AttributeError, KeyError, ValueError) as error:
@@ -238,22 +231,14 @@ def one_for_all_splits(source: str) -> bool:
     return bool(HUB.get(source, ("", ""))[1]) or Path(source).is_file()
 
 
-def _part(name: str, holdout: float) -> str:
-    """The split of a problem of a set without splits: of the share `holdout`, half is valid and half test."""
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
-    return "train" if place >= holdout else "valid" if place >= holdout / 2 else "test"
-
-
 def load_problems(source: str, split: str, holdout: float = 0.0) -> Sequence[Problem]:
-    """The problems of a split ("train", "valid" or "test").
+    """The problems of a split. As in the paper, those without public or private tests are left out, and told.
 
     Args:
         source: "toy"; "code_contests", "humaneval_plus" or "mbpp_plus" from the hub; a .jsonl, .jsonl.gz or
             .parquet file, which is used for every split; or a folder with files named by split.
         holdout: the share of the problems of a file that is in no train split; 0: all are in every split.
-    As in the paper, problems without public or without private tests are left out; they are printed.
-    Raises: FileNotFoundError; ValueError for an unknown split, a row that cannot be read, or if no problem is
-    left. Each message is one sentence.
+    Raises: FileNotFoundError; ValueError for an unknown split, a bad row, or no problem: one sentence each.
     """
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}, only {', '.join(SPLITS)}")
@@ -269,7 +254,10 @@ def load_problems(source: str, split: str, holdout: float = 0.0) -> Sequence[Pro
     if count > 1:
         raise ValueError(f"{source} has {count} problems of one name, {first}")
     if holdout:
-        problems = select(problems, [i for i, name in enumerate(names) if _part(name, holdout) == split])
+        shares = {"test": (0, holdout / 2), "valid": (holdout / 2, holdout), "train": (holdout, math.inf)}
+        low, high = shares[split]  # whatever else is in the set, a name is always in the same split
+        places = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 for name in names]
+        problems = select(problems, [i for i, place in enumerate(places) if low <= place < high])
         if not problems:
             raise ValueError(
                 f"holdout {holdout} of the {len(names)} problems in {source} leaves none for {split}"
@@ -283,10 +271,9 @@ def check(problems: Sequence[Problem], most: int) -> None:
     with Sandbox() as sandbox:
         for start in range(0, len(problems), 32):
             runs = [  # all are queued before the first result is waited for
-                (problem, right, number, sandbox.submit(make_job(problem, code, tests, True)))
-                for problem in problems[start : start + 32]
-                for tests in [problem.public_tests + problem.private_tests]
-                for right, codes in ((True, problem.correct_solutions), (False, problem.incorrect_solutions))
+                (p, right, number, sandbox.submit(make_job(p, code, p.public_tests + p.private_tests, True)))
+                for p in problems[start : start + 32]
+                for right, codes in ((True, p.correct_solutions), (False, p.incorrect_solutions))
                 for number, code in enumerate(codes[:most], 1)
             ]
             for problem, right, number, job in runs:
@@ -296,22 +283,21 @@ def check(problems: Sequence[Problem], most: int) -> None:
                 except ValueError as error:  # its tests are wrong, and tell no solution from another
                     if name not in failing:
                         print(error)
-                    solved.add(name)
                     failing.add(name)
                     continue
-                verdict = results[-1].verdict
+                passed = results[-1].verdict == Verdict.PASSED
                 slowest = max(slowest, *((result.seconds, name) for result in results))
                 if right:
                     solved.add(name)
-                if right and verdict != Verdict.PASSED:
+                if right and not passed:
                     failing.add(name)
                     error = results[-1].traceback.strip().rpartition("\n")[2]
-                    told = f"{verdict}. {error}" if error else verdict
+                    told = f"{results[-1].verdict}. {error}".removesuffix(". ")
                     print(f"{name}: its solution {number} fails test {len(results)}: {told}")
-                elif not right and verdict == Verdict.PASSED:
+                elif passed and not right:
                     passing.add(name)
                     print(f"{name}: its wrong solution {number} passes all tests")
-    wrongly, without = len(passing), len(problems) - len(solved)
+    wrongly, without = len(passing), len(problems) - len(solved | failing)
     print(
         f"{len(problems)} problems: {len(failing)} fail an own solution, {wrongly} are passed by a wrong "
         f"one, {without} have none; the slowest test took {slowest[0]:.2f} s ({slowest[1]})"

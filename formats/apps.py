@@ -108,9 +108,8 @@ def read_row(row: dict) -> Problem:
         about = function_columns(name, values.text(row, "starter_code"))
         made = _call_tests(name, inputs, outputs)
     else:
-        inputs, outputs = ([*map(_text, side)] for side in (inputs, outputs))
-        made = [*map(IoTest, inputs, outputs)]
-        shown = [" ".join(given.split()) in " ".join(statement.split()) for given in inputs]
+        made = [IoTest(_text(given), _text(output)) for given, output in zip(inputs, outputs, strict=True)]
+        shown = [" ".join(test.input.split()) in " ".join(statement.split()) for test in made]
         public = max(1, min([*shown, False].index(False), len(made) - 1))
     seconds = _amount(row, "time_limit", "(s|sec|seconds?)", "2.0 seconds")
     megabytes = _amount(row, "memory_limit", "(MB|megabytes?)", "256.0 megabytes")

@@ -6,8 +6,6 @@ expected results are either in the row, as code (`test`, in the rows on the hub)
 canonical solution returns (evalplus's own files, with `base_input` and `plus_input`). In the second case the
 canonical solution runs in the judge's process. No code of a row runs in this process, and the long lists of a
 row are cut as text, because parsing them would take seconds.
-
-Run alone: `python data.py FILE` prints the first message of a file of such rows.
 """
 
 import ast
@@ -80,15 +78,12 @@ def _elements(text: str) -> tuple[list[str], str]:
     """Cut Python source that follows a "[" into the elements of this list and the rest of the source."""
     depth, start, found = 0, 0, []
     for token in re.finditer(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[\[({\])},]", text):
-        if token[0] in "[({":
-            depth += 1
-        elif token[0] in "])}" and depth:
-            depth -= 1
-        elif token[0] in "]," and not depth:
+        depth += (token[0] in "[({") - (token[0] in "])}")
+        if depth < 0 or depth == 0 and token[0] == ",":
             found.append(text[start : token.start()].strip())
             start = token.end()
-            if token[0] == "]":
-                break
+        if depth < 0:
+            break
     return [element for element in found if element], text[start:]
 
 
@@ -171,10 +166,7 @@ def _base_tests(row: dict, name: str, asserts: str, tests: dict[str, str]) -> li
 
 
 def read_row(row: dict) -> Problem:
-    """The problem of a row of HumanEval+ or MBPP+, in any of evalplus's formats.
-
-    Raises: ValueError, SyntaxError or KeyError if the row has another format.
-    """
+    """The problem of a row in one of evalplus's formats. Raises: ValueError, SyntaxError, KeyError."""
     if type(row["task_id"]) not in (int, str) or row["task_id"] == "":
         raise ValueError(f"task_id is {row['task_id']!r:.60}, but must be a number or a text")
     for column in ("prompt", "code", "canonical_solution", "entry_point", "assertion", "test"):

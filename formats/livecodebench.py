@@ -42,22 +42,21 @@ def _tests(packed: str, name: str) -> tuple[IoTest | AssertTest, ...]:
     if not packed.lstrip().startswith("["):
         unzipped = zlib.decompressobj().decompress(base64.b64decode(packed, validate=True), PICKLE_BYTES)
         packed = pickled_text(unzipped)
-    cases, kind = json.loads(packed), "functional" if name else "stdin"
-    for case in cases:
+    tests, kind = [], "functional" if name else "stdin"
+    for case in json.loads(packed):
         if not isinstance(case, dict) or not all(isinstance(case.get(part), str) for part in SIDES):
             raise ValueError("a test has no input or output, or one that is no text")
         if case.get("testtype") != kind:
             raise ValueError(f"a test has testtype {case.get('testtype')!r}, but by metadata it is {kind!r}")
-    if not name:
-        return tuple(IoTest(case["input"], case["output"]) for case in cases)
-    calls = []
-    for case in cases:
+        if not name:
+            tests.append(IoTest(case["input"], case["output"]))
+            continue
         try:
             arguments = [json.loads(line) for line in case["input"].split("\n") if line]
-            calls.append((arguments, json.loads(case["output"])))
+            tests.append(call_test(name, arguments, json.loads(case["output"])))
         except ValueError as error:
             raise ValueError(f"a test has a line of input or an output that is no JSON: {case}") from error
-    return tuple(call_test(name, *call) for call in calls)
+    return tuple(tests)
 
 
 def read_row(row: dict) -> Problem:

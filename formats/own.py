@@ -14,9 +14,6 @@ and may have
     preamble, setup                    for asserts: code before each response, and code for the judge
 CodeContests writes tests as {"input": [...], "output": [...]}, solutions as {"language": [...], "solution":
 [...]} and time_limit as {"seconds": 2, "nanos": 0}; these forms are read too.
-
-Problems of CodeContests that read or write files, by `input_file` or `output_file`, are left out by
-`sources.load_problems`, because the sandbox gives a program standard input only.
 """
 
 import functools
@@ -31,14 +28,16 @@ from sandbox import AssertTest, IoTest
 PYTHON3 = (3, "PYTHON3")  # CodeContests' number and name of the language
 LANGUAGES = (0, 1, 2, 4, "UNKNOWN_LANGUAGE", "PYTHON", "CPP", "JAVA")  # the others
 OF_ASSERTS = ("preamble", "entry_point", "signature", "setup")
-COLUMNS = """name description public_tests private_tests generated_tests solutions incorrect_solutions
+COLUMNS = (
+    """name description public_tests private_tests generated_tests solutions incorrect_solutions
 time_limit memory_limit_bytes difficulty cf_rating""".split()
+    + [*OF_ASSERTS]
+)
 
 
 @functools.cache
 def _check_spelling(column: str) -> None:
-    known = (*COLUMNS, *OF_ASSERTS)
-    if column not in known and (alike := get_close_matches(column, known, 1, 0.8)):
+    if column not in COLUMNS and (alike := get_close_matches(column, COLUMNS, 1, 0.8)):
         raise ValueError(f"column {column} is not read: if {alike[0]} is meant, rename it, else remove it")
 
 
