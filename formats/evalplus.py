@@ -199,11 +199,8 @@ def read_row(row: dict) -> Problem:
     template = template.replace("candidate(", f"{name}(")
     tests = {}  # the code of a test by its input
     for texts in rounds:
-        code = re.sub(
-            rf"(\*?)\b({'|'.join(texts)})\b",
-            lambda m, v=texts: v[m[2]][1:-1] if m[1] else v[m[2]],  # f(*[1, 2]) is f(1, 2)
-            template,
-        )
+        starred = {f"*{variable}": text[1:-1] for variable, text in texts.items()}  # f(*[1, 2]) is f(1, 2)
+        code = re.sub(r"\*?\w+", lambda m, known=texts | starred: known.get(m[0], m[0]), template)
         tests[next(iter(texts.values()))] = code
     if not tests:  # code of another form is one test, which may use what the prompt defines
         tests[""] = values.text(row, "test")

@@ -28,16 +28,14 @@ from sandbox import AssertTest, IoTest
 PYTHON3 = (3, "PYTHON3")  # CodeContests' number and name of the language
 LANGUAGES = (0, 1, 2, 4, "UNKNOWN_LANGUAGE", "PYTHON", "CPP", "JAVA")  # the others
 OF_ASSERTS = ("preamble", "entry_point", "signature", "setup")
-COLUMNS = (
-    """name description public_tests private_tests generated_tests solutions incorrect_solutions
+COLUMNS = """name description public_tests private_tests generated_tests solutions incorrect_solutions
 time_limit memory_limit_bytes difficulty cf_rating""".split()
-    + [*OF_ASSERTS]
-)
 
 
 @functools.cache
 def _check_spelling(column: str) -> None:
-    if column not in COLUMNS and (alike := get_close_matches(column, COLUMNS, 1, 0.8)):
+    known = (*COLUMNS, *OF_ASSERTS)
+    if column not in known and (alike := get_close_matches(column, known, 1, 0.8)):
         raise ValueError(f"column {column} is not read: if {alike[0]} is meant, rename it, else remove it")
 
 
