@@ -198,7 +198,7 @@ def _rows(source: str, split: str) -> datasets.Dataset:
 
 def _usable(rows: datasets.Dataset, source: str) -> tuple[Sequence[Problem], list[str]]:
     """The problems of the rows that can be used, and their names; the others are printed."""
-    kept, made, names, left_out = [], [], [], defaultdict(list)
+    kept, left_out = {}, defaultdict(list)  # by the number of the row; by the reason
     structs = {field.name for field in rows.data.schema if pa.types.is_struct(field.type)}
     if structs.issuperset(TEST_COLUMNS) and {"name", "description"}.issubset(rows.column_names):
         try:
@@ -211,19 +211,17 @@ def _usable(rows: datasets.Dataset, source: str) -> tuple[Sequence[Problem], lis
         if reason:
             left_out[reason].append(name)
         elif name:
-            kept.append(number)
-            names.append(name)
-            if small:
-                made.append(problem)
+            kept[number] = (name, problem if small else None)
     total = len(kept) + sum(map(len, left_out.values()))
     for reason, unused in sorted(left_out.items(), reverse=True):
         shown = ", ".join(unused[:5]) + " and others" * (len(unused) > 5)
         print(f"{source}: {shown} left out: {len(unused)} of {total} problems {reason}")
     if not kept:
         raise ValueError(f"{source} has no problem with public and private tests")
-    problems = made if small else Problems(rows.select(kept), source)
+    names, made = zip(*kept.values(), strict=True)
+    problems = list(made) if small else Problems(rows.select([*kept]), source)
     assert problems[0]
-    return problems, names
+    return problems, list(names)
 
 
 def one_for_all_splits(source: str) -> bool:
@@ -276,6 +274,7 @@ def check(problems: Sequence[Problem], most: int) -> None:
                 for right, codes in ((True, p.correct_solutions), (False, p.incorrect_solutions))
                 for number, code in enumerate(codes[:most], 1)
             ]
+            solved |= {problem.name for problem, right, *_ in runs if right}
             for problem, right, number, job in runs:
                 name = problem.name
                 try:
@@ -287,8 +286,6 @@ def check(problems: Sequence[Problem], most: int) -> None:
                     continue
                 passed = results[-1].verdict == Verdict.PASSED
                 slowest = max(slowest, *((result.seconds, name) for result in results))
-                if right:
-                    solved.add(name)
                 if right and not passed:
                     failing.add(name)
                     error = results[-1].traceback.strip().rpartition("\n")[2]
