@@ -15,7 +15,6 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
@@ -133,7 +132,7 @@ def _read(rows: datasets.Dataset, source: str) -> Iterator[tuple[str, str, Probl
         where = f"{source}, {'line' if line else 'row'} {number},"
         problem, reason = _problem(row, where)
         try:
-            json.dumps(asdict(problem), ensure_ascii=False).encode()
+            json.dumps(problem, default=vars, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:  # JSON can tell one half of a character without the other
             half = error.object[error.start]
             raise ValueError(f"{where} has {half!r}, half of a character: write the whole one") from error

@@ -530,8 +530,10 @@ def test_two_problems_of_one_name_are_refused(tmp_path):
         load_problems(str(tmp_path / "own.jsonl"), "test")
 
 
-def test_first_messages_of_a_large_set_are_those_of_its_problems():
-    rows = load_problems(str(FIXTURES / "code_contests.parquet"), "train")
+@pytest.mark.parametrize("name", ["code_contests.parquet", "own.jsonl"])
+def test_first_messages_of_a_large_set_are_those_of_its_problems(monkeypatch, name):
+    monkeypatch.setattr(sources, "SMALL", 0)
+    rows = load_problems(str(FIXTURES / name), "train")
     assert isinstance(rows, Problems)
     assert list(first_messages(rows)) == [first_message(problem) for problem in rows]
     assert [problem.name for problem in select(rows, [1])] == [rows[1].name]
