@@ -33,7 +33,7 @@ def number(row: dict, column: str) -> float:
 
 
 def parse(code: str, what: str) -> ast.Module:
-    """The syntax tree of code. Raises: ValueError with `what` if an import at its top is not installed."""
+    """The syntax tree of code. Raises: ValueError for no Python or an import that is not installed."""
     try:
         tree = ast.parse(code)
         with warnings.catch_warnings(action="ignore"):
@@ -89,8 +89,9 @@ def assert_tests(
     """Tests that call a function. Raises: ValueError for one that passes every program."""
     setup = parse(helpers, "setup, the tests' helpers,")
     shared = {entry_point, "candidate"} | names_of(helpers)[1]
+    what = f"a test of {column}"
     for code in codes:
-        what, tree = f"a test of {column}", parse(code, f"a test of {column}")
+        tree = parse(code, what)
         nodes = list(ast.walk(tree))
         if any(isinstance(node, ast.Assert) and isinstance(node.msg, ast.Compare) for node in nodes):
             raise ValueError(f"{what} has a comparison as the message of an assert: {code!r:.80}")
