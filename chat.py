@@ -1,13 +1,10 @@
 """Text to token ids and back: the chat template around a dialog, and the code in a response.
 
-Tokens in, tokens out: a dialog's ids are only ever appended to. The template is therefore rendered in parts:
-`prompt_ids` up to where the first response begins, `observation_ids` from the end of a response to where the
-next one begins. The sampled ids between these parts stay as they are, thoughts included, while most templates
-drop the thoughts of earlier turns: docs/templates.md says what follows from that.
+A dialog's ids are only ever appended to. The template is therefore rendered in parts: `prompt_ids` up to
+where the first response begins, `observation_ids` from the end of a response to where the next one begins.
+The sampled ids between them stay, thoughts included, which most templates drop later: docs/templates.md.
 
-`Chat` reads from a template what a dialog needs: which tokens end a response, what comes between this end and
-the next user message, how thoughts are marked. It refuses a template that it cannot work with. The tokens
-that structure a dialog are broken up in user messages, so that a quoted text cannot end the user's turn.
+The tokens that structure a dialog are broken up in messages: a quoted text cannot end the user's turn.
 Templates that print today's date get a fixed one, or the same seed would give other dialogs tomorrow.
 """
 
@@ -35,12 +32,9 @@ CHANNEL, CONTENT = "<|channel|>", "<|message|>"  # OpenAI's harmony: the final a
 MARKS = {mark for pair in (*THOUGHTS, (CHANNEL, CONTENT)) for mark in pair}
 PYTHON = ("python", "py", "python3")
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+BINDING = (*DEFINITIONS, ast.Import, ast.ImportFrom, ast.Pass, ast.Assign, ast.AnnAssign)
+INERT = (*BINDING, ast.Expr)  # statements that do nothing by themselves, but what is in them may
 ACTIVE = (ast.stmt, ast.Call, ast.Lambda, ast.Yield, ast.YieldFrom, ast.Await)
-# Statements that do nothing by themselves.
-INERT = (ast.Expr, ast.Import, ast.ImportFrom, ast.Pass, ast.Assign, ast.AnnAssign)
-INERT += DEFINITIONS  # but what is in them may
-BINDING = INERT[1:]  # those that only bind names
-STANDARD = sys.stdlib_module_names
 READING = {"input", "stdin", "fileinput"}  # names of a program that reads its input
 OPENING = re.compile(r"\b(?:open|fdopen|read)\((0|['\"]/dev/stdin)")  # what such a program may do instead
 WRITING = {"print", "write", "writelines"}
@@ -49,14 +43,15 @@ MOST_COMPILED = 1_000_000  # characters: each fence may open or close a block
 MOST_COPIES = 10_000  # of a `finally` in a program that is compiled in this process
 FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,}(?!~))([^`]*)")  # a line: text before, fence, language
 PYTHON_FENCE = re.compile(r"\s*(`{3,}|~{3,})[^\w`~]*(python|py|python3)\b(?!-)", re.IGNORECASE)
-ONE_LINE = re.compile(r"\s*(`{3,})[^\w`]*(?:python|py|python3)[ \t]+([^`\s][^`]*)\1\s*", re.IGNORECASE)
+ONE_LINE = re.compile(  # a whole block, but no command that runs a file, as in ```python solution.py```
+    r"\s*(`{3,})[^\w`]*(?:python|py|python3)[ \t]+(?![\w./-]+\.py\b)([^`\s][^`]*)\1\s*", re.IGNORECASE
+)
 CODE_BEHIND = re.compile(  # the first line of code, on the line of the fence
     r"^([ \t]*`{3,}(?:python|py|python3))[ \t]+"
     r"((?:import \w|from \S+ import|def \w+\(|class \w|print\(|\w[\w, ]*=[^`\n]*\()[^`\n]*)$",
     re.IGNORECASE | re.MULTILINE,
 )
 LANGUAGE_BELOW = re.compile(r"\s*(?:python|py|python3)[ \t]*\n", re.IGNORECASE)
-FILE = re.compile(r"[\w./-]+\.py\b")  # a command that runs a file, as in ```python solution.py```
 QUOTE = re.compile(r"^(?: {0,3}>)+ ?")
 ITEM = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)*")  # indentation and the beginning of a list's item
 
@@ -78,11 +73,11 @@ class Chat:
         except (ValueError, TypeError) as error:
             raise ValueError(f"template_options is {template_options}, but must be a JSON object") from error
         self.template = tokenizer.get_chat_template()
-        added = {i: (token.content, token.special) for i, token in tokenizer.added_tokens_decoder.items()}
+        added = tokenizer.added_tokens_decoder.items()
         # A response's text leaves special tokens out; `render` breaks those that structure a dialog up.
-        self.dropped = {i for i, (text, special) in added.items() if special and text not in MARKS}
-        added = {i: text for i, (text, special) in added.items() if special or text in self.template}
-        self.structure = {i: text for i, text in added.items() if text.strip()}
+        self.dropped = {i for i, token in added if token.special and token.content not in MARKS}
+        known = {i: token.content for i, token in added if token.special or token.content in self.template}
+        self.structure = {i: text for i, text in known.items() if text.strip()}
         prompt = self.render([{"role": "user", "content": MESSAGE}])
         tail = self.behind_answer(MESSAGE)
         if ANSWER in tail or MESSAGE not in tail or MESSAGE not in prompt:
@@ -189,10 +184,9 @@ def read_examples(path: str) -> list[dict]:
 def extract_code(text: str, entry_point: str = "") -> str | None:
     """The program in a response; None if no block of code compiles.
 
-    Blocks are CommonMark's: three or more backticks or tildes, closed by a line of the same kind, at least as
-    long and indented by at most three more. As readers do, we also accept a fence after text, a closing one
-    beside text, fences in triple-quoted strings, code indented otherwise than its fence, and a last block
-    that is never closed; each only where the code then compiles. Which block counts:
+    Blocks are CommonMark's. As readers do, we also accept a fence after text, a closing one beside text,
+    fences in triple-quoted strings, code indented otherwise than its fence, and a last block that is never
+    closed; each only where the code then compiles. Which block counts:
 
     1. Those whose language is python, py or python3 (`{python}` too); without any, those with no language,
        which also count where rule 3 finds nothing.
@@ -212,35 +206,34 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
         tagged = [code for language, code in blocks if language in PYTHON]
         plain = [code for language, code in blocks if language in (*PYTHON, "")]
         answer, other = _choose(tagged or plain, entry_point)
-        if not answer and tagged:  # these may be examples of it
-            answer, _ = _choose(plain, entry_point)
-    return answer or other
+        return answer or _choose(plain, entry_point)[0] or other  # the tagged ones may be examples of it
 
 
 def _choose(codes: Sequence[str], entry_point: str) -> tuple[str | None, str | None]:
     """By rules 3 and 4 of `extract_code`: the program that does what is asked for, and the other choice."""
-    answer, chosen, last, bound, provided, helpers = None, None, None, set(), set(), []
+    answer, chosen, last, bound, helpers = None, None, None, set(), []
     for last in filter(None, codes):
         tree, (needs, provides, binds) = ast.parse(last), names_of(last)
         nodes = [*ast.walk(tree)]
-        foreign = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module not in STANDARD]
+        imports = (n for n in nodes if isinstance(n, ast.ImportFrom))
+        foreign = (n for n in imports if n.module not in sys.stdlib_module_names)
         needs |= {alias.name for node in foreign for alias in node.names}  # perhaps of the answer
         needs = set() if "import *" in last else needs
         whole = _with_helpers(last, needs, helpers)
         binding = [statement for statement in tree.body if isinstance(statement, BINDING)]
-        only_binds = len(binding) == len(tree.body)
+        only_binds = binding == tree.body
         words = {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(ast.parse(whole))}
         reads = words & READING or OPENING.search(whole)
         runs = reads and words & WRITING and not only_binds
         defines, missing = any(isinstance(node, DEFINITIONS) for node in nodes), needs & bound
         if _acts(nodes) or entry_point in provides:
-            if (_defines(tree, entry_point) if entry_point else runs) and missing <= provided:
+            given = {name for _, names, _ in helpers for name in names}
+            if (_defines(tree, entry_point) if entry_point else runs) and missing <= given:
                 answer = whole
             chosen = chosen if chosen and missing else whole
         if (defines or only_binds and not answer) and not runs:  # else an excerpt of the answer
             helper = last if only_binds else "\n".join(map(ast.unparse, binding))  # without its example
             helpers.append((helper, provides, needs))
-            provided |= provides
         bound |= binds
     if answer:  # a helper may be shown after it
         answer = _with_helpers(answer, names_of(answer)[0], helpers)
@@ -254,14 +247,14 @@ def _defines(tree: ast.Module, name: str) -> bool:
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() if node.name == name:
                 found |= _acts([*ast.walk(node)][1:])
-            case ast.ImportFrom(module=module, names=names) if module in STANDARD:
+            case ast.ImportFrom(module=module, names=names) if module in sys.stdlib_module_names:
                 found |= name in [alias.asname or alias.name for alias in names]
-            case ast.Assign(value=value) | ast.AnnAssign(value=value) if (
-                name in names_of(ast.unparse(node))[1]
-            ):
+            case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
                 # f = lambda n: n, f = g, f = cache(g), but neither f = 5 nor f = f(3)
+                uses = [type(n.ctx) for n in ast.walk(node) if isinstance(n, ast.Name) and n.id == name]
+                constant = isinstance(value, (ast.Constant, ast.List, ast.Dict))
                 words = [getattr(n, "id", "") for n in ast.walk(value)]
-                found |= name not in words and not isinstance(value, (ast.Constant, ast.List, ast.Dict))
+                found |= ast.Store in uses and name not in words and not constant
             case ast.ClassDef(name="Solution") | ast.If() | ast.Try():
                 body += node.body
     return found
@@ -282,7 +275,7 @@ def _blocks(text: str) -> list[tuple[str, str]]:
     fences = spent = 0
     while position < len(lines) and fences < MOST_FENCES:
         whole = ONE_LINE.fullmatch(lines[position])
-        if whole and not FILE.match(whole[2]) and _compiles(whole[2]):
+        if whole and _compiles(whole[2]):
             blocks.append(("python", whole[2]))
         opening, position = FENCE.fullmatch(lines[position]), position + 1
         before, fence, info = opening.groups() if opening else ("", "", "")
@@ -297,19 +290,17 @@ def _blocks(text: str) -> list[tuple[str, str]]:
         closing = re.compile(rf" {{0,3}}{fence[0]}{{{len(fence)},}}\s*")
         ends = [n for n, line in enumerate(body) if closing.fullmatch(line)][:8]
         readings = [("\n".join([*of[:n], ""]), n + 1) for of in (body, raw) for n in ends]
-        code, _, _ = "\n".join(body).partition(fence)
+        code = "\n".join(body).partition(fence)[0]
         end = code.count("\n")
-        readings.insert(len(ends), (code, end + (not PYTHON_FENCE.match(body[end]) if body else 1)))
+        readings.insert(len(ends), (code, end + (not PYTHON_FENCE.match([*body, ""][end]))))
         dedented = ((textwrap.dedent(code), n) for code, n in readings)
-        nothing = "", (ends or [len(body)])[0] + 1
-        code, after = nothing
-        for reading, count in chain(readings, dedented):
-            spent += len(reading)
-            if spent > MOST_COMPILED:
+        for reading in chain(readings, dedented):
+            spent += len(reading[0])
+            if spent <= MOST_COMPILED and _compiles(reading[0]):
                 break
-            if _compiles(reading):
-                code, after = reading, count
-                break
+        else:
+            reading = "", (ends or [len(body)])[0] + 1
+        code, after = reading
         opened = (n for n, line in enumerate(body[:after]) if not code and PYTHON_FENCE.match(line))
         if below := LANGUAGE_BELOW.match(code):
             language, code = "python", code[below.end() :]
@@ -335,10 +326,9 @@ def _compiles(code: str) -> bool:
 def _acts(nodes: Sequence[ast.AST]) -> bool:
     """Whether a program does more than state values, signatures, or that something is not implemented."""
     missing = [n for n in nodes if isinstance(n, ast.Raise) and "NotImplementedError" in ast.dump(n)]
+    returns = (n for n in nodes if isinstance(n, ast.Return) and isinstance(n.value, ast.Constant | None))
+    missing += (n for n in returns if getattr(n.value, "value", None) is None)
     stubs = {id(n) for node in missing for n in ast.walk(node)}
-    stubs |= {
-        id(n) for n in nodes if isinstance(n, ast.Return) and ast.unparse(n) in ("return", "return None")
-    }
     active = (n for n in nodes if isinstance(n, ACTIVE) and id(n) not in stubs)
     inside = (n for node in nodes if isinstance(node, DEFINITIONS[:2]) for n in ast.walk(node))
     places = (n for n in inside if isinstance(n, (ast.Subscript, ast.Attribute)))
@@ -348,16 +338,13 @@ def _acts(nodes: Sequence[ast.AST]) -> bool:
 
 def names_of(code: str) -> tuple[set[str], set[str], set[str]]:
     """The names that a program needs from elsewhere, that it provides, and that it binds but by an import."""
-    used, provided, bound, imported = set(), set(), set(), set()
     tables = [symtable.symtable(code, "solution.py", "exec")]
     for table in tables:  # grows as we go: functions, classes and comprehensions have tables of their own
         tables += table.get_children()
-        at_top = table.get_type() == "module"
-        for symbol in table.get_symbols():
-            name, here = symbol.get_name(), symbol.is_assigned() or symbol.is_parameter()
-            if symbol.is_imported() or here:
-                (imported if symbol.is_imported() else bound).add(name)
-                provided |= {name} if at_top else set()
-            elif at_top or symbol.is_global():
-                used.add(name)
+    symbols = [symbol for table in tables for symbol in table.get_symbols()]
+    imported = {s.get_name() for s in symbols if s.is_imported()}
+    others = (s for s in symbols if not s.is_imported())
+    bound = {s.get_name() for s in others if s.is_assigned() or s.is_parameter()}
+    provided = {s.get_name() for s in tables[0].get_symbols() if s.is_local()}
+    used = {s.get_name() for s in symbols if s.is_global()}
     return used - bound - imported - {*dir(builtins)}, provided, bound
