@@ -107,8 +107,7 @@ class Chat:
         fixed = {"tokenize": False, "add_generation_prompt": True, "chat_template": self.template}
         options = {"date_string": DAY.strftime("%d %b %Y")} | self.options | fixed
         try:
-            clock = SimpleNamespace(now=lambda: DAY)  # for `strftime_now`
-            with patch.object(chat_template_utils, "datetime", clock):
+            with patch.object(chat_template_utils, "datetime", SimpleNamespace(now=lambda: DAY)):
                 return self.tokenizer.apply_chat_template(broken_up, **options)
         except Exception as error:  # whatever the template's own code raises
             reason = str(error).partition("\n")[0]
@@ -266,14 +265,14 @@ def _with_helpers(code: str, needs: set[str], helpers: list[tuple[str, set[str],
     for helper, provides, needs_too in reversed(helpers):
         if needs & provides:
             whole, needs = f"{helper}\n{whole}", needs - provides | needs_too
-    return whole if whole == code or _compiles(whole) else code  # imports from __future__ must come first
+    return whole if _compiles(whole) else code  # imports from __future__ must come first
 
 
 def _blocks(text: str) -> list[tuple[str, str]]:
     """The fenced blocks: the first word of the language, and the code, empty if it does not compile."""
     blocks, lines, position = [], CODE_BEHIND.sub(r"\1\n\2", text).split("\n"), 0
     fences = spent = 0
-    while position < len(lines) and fences < MOST_FENCES:
+    while position < len(lines) and fences < MOST_FENCES and spent <= MOST_COMPILED:
         whole = ONE_LINE.fullmatch(lines[position])
         if whole and _compiles(whole[2]):
             blocks.append(("python", whole[2]))
@@ -291,7 +290,7 @@ def _blocks(text: str) -> list[tuple[str, str]]:
         ends = [n for n, line in enumerate(body) if closing.fullmatch(line)][:8]
         readings = [("\n".join([*of[:n], ""]), n + 1) for of in (body, raw) for n in ends]
         code = "\n".join(body).partition(fence)[0]
-        end = code.count("\n")
+        end = code.count("\n")  # the line in which the fence stands
         readings.insert(len(ends), (code, end + (not PYTHON_FENCE.match([*body, ""][end]))))
         dedented = ((textwrap.dedent(code), n) for code, n in readings)
         for reading in chain(readings, dedented):
