@@ -204,8 +204,11 @@ def extract_code(text: str, entry_point: str = "") -> str | None:
         blocks = _blocks(text)
         tagged = [code for language, code in blocks if language in PYTHON]
         plain = [code for language, code in blocks if language in (*PYTHON, "")]
-        answer, other = _choose(tagged or plain, entry_point)
-        return answer or _choose(plain, entry_point)[0] or other  # the tagged ones may be examples of it
+        try:
+            answer, other = _choose(tagged or plain, entry_point)
+            return answer or _choose(plain, entry_point)[0] or other  # the tagged ones may be examples of it
+        except RecursionError:  # `ast.unparse` of a sum of hundreds of terms
+            return next(code for code in reversed(plain) if code)
 
 
 def _choose(codes: Sequence[str], entry_point: str) -> tuple[str | None, str | None]:

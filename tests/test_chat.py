@@ -350,3 +350,10 @@ def test_what_would_take_long_to_compile_is_left_to_the_sandbox(sandbox, way_out
         assert "passed" not in [result.verdict for result in sandbox.run([job])[0]]
     assert extract_code("```python\ntry: pass\nfinally: return\n```") is None  # compiled here
     assert extract_code(f"```python\n{code}\nnonlocal x\n```") is None
+
+
+@pytest.mark.parametrize("terms", [100, 400, 900])
+def test_a_sum_of_hundreds_of_terms_is_no_error(terms):
+    code = f"def f(n):\n    return {'n + ' * terms}1\n\nf.calls = {'1 + ' * terms}1\nprint(f(3))\n"
+    assert extract_code(f"Code:\n```python\n{code}```\nDone.\n", "f") == code
+    assert extract_code(f"```python\nf: object\n\n{code}```\n", "f") == f"f: object\n\n{code}"
