@@ -6,17 +6,14 @@ Paper: section 2.1 and figure 2. The last response is judged on *all* tests, pub
                                ^                                 |
                                +---- feedback: a test failed ----+
 
-Tokens in, tokens out: `Episode.ids` is only appended to, and sampled ids are never decoded and encoded again.
-So what is trained on is what was sampled. A `Turn` is a span of `ids`; nothing else marks what the model
-wrote. `Episode` is the only thing that rollouts and the learner share.
+`Episode.ids` is only appended to, and sampled ids are never decoded and encoded again: what is trained on is
+what was sampled. A `Turn` is a span of `ids`; nothing else marks what the model wrote.
 
-A seat is a row of the key-value cache. When a response ends, its tests start at once, and the other dialogs
-go on decoding. Every `TESTING_STEPS` decoding steps the results of those are read that have waited so long.
-Where responses are so short that half of the seated dialogs wait for their tests, the half of these that has
-waited longest is read already.
-Finished dialogs leave, and new ones take the free seats. This order depends only on tokens, never on time.
-Each dialog draws its random numbers from its own stream (seed, index). So the same seed gives the same
-dialogs, and what one dialog samples does not depend on the others.
+A seat is a row of the key-value cache. When a response ends, its tests start, and the other dialogs go on
+decoding. Every `TESTING_STEPS` decoding steps the results of those are read that have waited so long; where
+half of the seated dialogs wait, the half of these that has waited longest is read already. This order depends
+only on tokens, never on time, and each dialog has its own stream of random numbers (seed, index): the same
+seed gives the same dialogs, whoever shares the batch.
 
 Differs: with feedback "none" a dialog still ends when the public tests pass; in the paper's training without
 feedback (appendix B.4) every dialog has all its turns. The paper does not say, so we chose: a response that
@@ -148,10 +145,7 @@ class _Dialog:
 
 
 def _seat(cache: RaggedCache, groups: Sequence[Sequence[_Dialog]]) -> list[_Dialog]:
-    """Give the dialogs of each group neighbouring rows, group after group; returns them by row.
-
-    Who is in a row of its group already stays there; the others are copied.
-    """
+    """Give each group neighbouring rows; returns the dialogs by row. Those that are in place stay there."""
     order: list[_Dialog] = []
     for group in groups:
         places = range(len(order), len(order) + len(group))
@@ -165,16 +159,12 @@ def _seat(cache: RaggedCache, groups: Sequence[Sequence[_Dialog]]) -> list[_Dial
 
 
 def _begin_turns(
-    model,
-    cache: RaggedCache,
-    decoding: list[_Dialog],
-    beginning: list[_Dialog],
-    testing: Sequence[_Dialog],
+    model, cache: RaggedCache, decoding: list[_Dialog], beginning: list[_Dialog], testing: Sequence[_Dialog]
 ) -> list[_Dialog]:
     """Seat all dialogs, those that begin a turn after those that decode; returns both, by row.
 
-    The prompts or feedback of the beginning ones are put into the cache, all but the last token of each: that
-    one goes through the next decoding step.
+    The new tokens of the beginning ones are put into the cache, but the last of each: the next decoding step
+    takes that one.
     """
 
     def new_tokens(dialog: _Dialog) -> int:
@@ -240,10 +230,8 @@ def _read_results(dialog: _Dialog, chat: Chat, sandbox: Sandbox, settings: Rollo
     if settings.feedback == "random":
         problem, results = dialog.other[0], dialog.other[1].result()
     for cut in (2000, 500, 100):  # characters of a field, fewer if the dialog would not fit
-        if settings.feedback == "none":
-            turn.feedback = RETRY_WITHOUT_FEEDBACK
-        else:
-            turn.feedback = feedback_message(problem, results, cut=cut, asked=episode.problem)
+        told = feedback_message(problem, results, cut=cut, asked=episode.problem)
+        turn.feedback = RETRY_WITHOUT_FEEDBACK if settings.feedback == "none" else told
         new = observation_ids(chat, turn.feedback, None if turn.truncated else episode.ids[-1])
         if len(episode.ids) + len(new) + settings.max_new_tokens <= settings.context:
             episode.ids += new
@@ -282,13 +270,12 @@ def rollout(
     progress: bool = False,
     feedback_problems: Sequence[Problem] = (),
 ) -> list[Episode]:
-    """Sample one episode for each entry of `problems` (repeat a problem to get several).
+    """Sample one episode for each entry of `problems` (repeat a problem to get several), in their order.
 
     Args:
         model: a transformers causal LM; chat: its Chat, or its tokenizer with a chat template.
         seed, first_index: episode i draws its noise from the stream (seed, first_index + i).
         feedback_problems: where random feedback comes from; default `problems`.
-    Returns: the episodes, in the order of `problems`.
     Raises: ValueError if a prompt and `max_new_tokens` do not fit the context, or for unknown feedback.
     """
     check_feedback(settings.feedback)

@@ -1,15 +1,11 @@
 """Sampling: a key-value cache with rows of different lengths, the next token, which models can be sampled.
 
 Written by hand because `generate` can neither keep a dialog's cache for its next turn nor remove a finished
-row. `_append` is the one place that runs a model on the cache. The model makes the mask of each layer itself
-(all tokens, a window, a chunk): we only tell transformers the positions of the new tokens.
-On a GPU a decoding step is a CUDA graph: starting its thousand small operations one by one takes several
-times as long as running them (benchmarks/README.md).
+row. The model makes the mask of each layer itself (all tokens, a window, a chunk): we only tell transformers
+the positions of the new tokens. On a GPU a decoding step is a CUDA graph: starting its thousand small
+operations one by one takes several times as long as running them (benchmarks/README.md).
 The log-probs of `sample_tokens` are those of the distribution that was sampled from, temperature and top-p
 included: PPO's behaviour policy.
-
-`check_architecture` refuses models whose configuration shows that they cannot work here; `check_logits`
-compares the model's own logits with those of training and of sampling, and refuses a model if they differ.
 """
 
 import functools
@@ -161,16 +157,13 @@ AttentionMaskInterface.register("sdpa", _by_row(sdpa_mask))
 AttentionMaskInterface.register("eager", _by_row(eager_mask))
 
 
-@functools.cache  # as it is asked in every decoding step
-def _takes_positions(kind: type) -> bool:
-    """Whether models of a class are given positions; Bloom, for one, is not."""
-    return "position_ids" in inspect.signature(kind.forward).parameters
+_signature = functools.cache(inspect.signature)  # as it is asked in every decoding step
 
 
 def _append(network: nn.Module, cache: RaggedCache, ids: torch.Tensor, **options) -> ModelOutput:
     """Run a model or its trunk on ids (n, new) at the cache's rows and positions."""
     cache.row_numbers = torch.arange(cache.rows.start, cache.rows.stop, device=ids.device)[:, None]  # (n, 1)
-    if _takes_positions(type(network)):
+    if "position_ids" in _signature(type(network).forward).parameters:  # Bloom, for one, takes none
         options["position_ids"] = cache.positions
     return network(ids, cache=cache, use_cache=True, **options)
 
@@ -198,8 +191,7 @@ def prefill(model: PreTrainedModel, cache: RaggedCache, rows: slice, new_ids: li
     cache.positions = positions.to(model.device)  # (n, new)
     cache.rows, cache.span = rows, int(positions.max()) + 1
     _append(trunk_of(model), cache, ids.to(model.device))
-    for row, count in zip(range(rows.start, rows.stop), counts, strict=True):
-        cache.lengths[row] += count
+    cache.lengths[rows] = [length + count for length, count in zip(lengths, counts, strict=True)]
 
 
 @torch.no_grad()
@@ -311,16 +303,14 @@ def check_architecture(config: PretrainedConfig, context: int) -> None:
             f"{name} has layers of type {other}, whose cache is not known here: choose another model"
         )
     ropes = getattr(text, "rope_parameters", None) or {}
-    limits = {}
+    positions, limits = getattr(text, "max_position_embeddings", None), {}
     for rope in [ropes, *(rope for rope in ropes.values() if isinstance(rope, dict))]:
         if rope.get("rope_type") in ("dynamic", "longrope"):
-            key, longest = "original_max_position_embeddings", text.max_position_embeddings
-            original = rope.get(key) or getattr(text, key, None) or longest
+            key = "original_max_position_embeddings"
+            original = rope.get(key) or getattr(text, key, None) or positions
             limits[f"the length from which on its {rope['rope_type']} rope changes all keys"] = original
     if not ropes and not getattr(text, "alibi", False):
-        limits["the number of positions it has embeddings for"] = getattr(
-            text, "max_position_embeddings", None
-        )
+        limits["the number of positions it has embeddings for"] = positions
     if getattr(text, "attn_temperature_tuning", False):
         limits["the length from which on it scales queries by position"] = text.floor_scale
     for what, limit in limits.items():
@@ -350,10 +340,9 @@ def check_logits(model: PreTrainedModel, tokenizer_size: int, context: int) -> N
     ids[1, len(short) :] = 0  # padding
 
     def alone(model: PreTrainedModel) -> torch.Tensor:
-        rows = (torch.tensor([row], device=model.device) for row in (long, short))  # (1, length) each
-        return torch.stack(
-            [model.forward(r, use_cache=False).logits[0, -last:] for r in rows]
-        )  # (2, last, V)
+        rows = (ids[:1], ids[1:, : len(short)])
+        logits = [model.forward(row, use_cache=False).logits[0, -last:] for row in rows]  # (last, V) each
+        return torch.stack(logits)  # (2, last, V)
 
     def trained(model: PreTrainedModel) -> torch.Tensor:
         output = trunk_of(model)(ids, use_cache=False)  # last_hidden_state (2, length, D)
