@@ -312,7 +312,6 @@ def rollout(
         logits = decode(model, cache, [dialog.episode.ids[-1] for dialog in decoding])  # (n, V)
         noise = logits.new_tensor([next(dialog.noise) for dialog in decoding], dtype=torch.float64)  # (n,)
         tokens, logprobs = sample_tokens(logits, noise, settings.temperature, settings.top_p)  # (n,), (n,)
-        ended = []
         for dialog, token, logprob in zip(decoding, tokens.tolist(), logprobs.tolist(), strict=True):
             episode, turn = dialog.episode, dialog.episode.turns[-1]
             episode.ids.append(token)
@@ -322,11 +321,9 @@ def rollout(
             if token in ends or turn.truncated:  # decoding -> testing
                 _start_tests(dialog, chat, sandbox, settings, others)
                 dialog.ended = step
-                ended.append(dialog)
-        if ended:
-            decoding = [dialog for dialog in decoding if dialog not in ended]
-            testing += ended
-            decoding = _seat(cache, [decoding, testing])[: len(decoding)]
+        testing += [dialog for dialog in decoding if dialog.ended == step]
+        decoding = [dialog for dialog in decoding if dialog.ended < step]
+        decoding = _seat(cache, [decoding, testing])[: len(decoding)]
     for dialog in dialogs:
         if dialog.private:
             began = time.perf_counter()
