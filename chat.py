@@ -43,13 +43,11 @@ MOST_COMPILED = 1_000_000  # characters: each fence may open or close a block
 MOST_COPIES = 10_000  # of a `finally` in a program that is compiled in this process
 FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,}(?!~))([^`]*)")  # a line: text before, fence, language
 PYTHON_FENCE = re.compile(r"\s*(`{3,}|~{3,})[^\w`~]*(python|py|python3)\b(?!-)", re.IGNORECASE)
-ONE_LINE = re.compile(  # a whole block, but no command that runs a file, as in ```python solution.py```
-    r"\s*(`{3,})[^\w`]*(?:python|py|python3)[ \t]+(?![\w./-]+\.py\b)([^`\s][^`]*)\1\s*", re.IGNORECASE
-)
+# A whole block, but no command that runs a file, as in ```python solution.py```
+ONE_LINE = re.compile(r"(?i)\s*(`{3,})[^\w`]*(?:python|py|python3)[ \t]+(?![\w./-]+\.py\b)([^`\s][^`]*)\1\s*")
 CODE_BEHIND = re.compile(  # the first line of code, on the line of the fence
-    r"^([ \t]*`{3,}(?:python|py|python3))[ \t]+"
-    r"((?:import \w|from \S+ import|def \w+\(|class \w|print\(|\w[\w, ]*=[^`\n]*\()[^`\n]*)$",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?im)^([ \t]*`{3,}(?:python|py|python3))[ \t]+"
+    r"((?:import \w|from \S+ import|def \w+\(|class \w|print\(|\w[\w, ]*=[^`\n]*\()[^`\n]*)$"
 )
 LANGUAGE_BELOW = re.compile(r"\s*(?:python|py|python3)[ \t]*\n", re.IGNORECASE)
 QUOTE = re.compile(r"^(?: {0,3}>)+ ?")

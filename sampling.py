@@ -117,8 +117,7 @@ class RaggedCache:
         return self.span, 0  # how many keys a mask is for, and the position of the first
 
     def get_query_offset(self, *_layer) -> torch.Tensor | int:
-        # What `_by_row` receives. Empty rows all begin at 0, as without a cache: then transformers can
-        # leave the causal mask out, which is faster.
+        # For `_by_row`. Empty rows all begin at 0: then transformers can leave the causal mask out.
         return 0 if self.empty else self.positions
 
     def rearrange(self, sources: list[int | None]) -> None:
@@ -293,10 +292,7 @@ def layer_types(config: PretrainedConfig) -> list[str]:
 
 
 def check_architecture(config: PretrainedConfig, context: int) -> None:
-    """Refuse a model that cannot be sampled or trained here, from its configuration alone.
-
-    Raises: ValueError, one sentence.
-    """
+    """Raises: ValueError, one sentence, if a model's configuration shows that it cannot work here."""
     text, name = config.get_text_config(decoder=True), config.model_type
     if other := ", ".join(sorted({*layer_types(config)} - CACHED_LAYERS)):
         raise ValueError(
