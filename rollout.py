@@ -175,16 +175,14 @@ def _begin_turns(
         members = [dialog for dialog in beginning if (dialog.row is None) == at_first_turn]
         groups += group_by_length(members, new_tokens, PREFILL_TOKENS, model.device.type)
     order = _seat(cache, [decoding, *groups, testing])
-    start = len(decoding)
     for group in groups:
-        rows = slice(start, start + len(group))
-        new_ids = [dialog.episode.ids[cache.lengths[dialog.row] : -1] for dialog in order[rows]]
-        prefill(model, cache, rows, new_ids)
-        start = rows.stop
+        group.sort(key=lambda dialog: dialog.row)
+        new_ids = [dialog.episode.ids[cache.lengths[dialog.row] : -1] for dialog in group]
+        prefill(model, cache, slice(group[0].row, group[-1].row + 1), new_ids)
     for dialog in beginning:
         end = len(dialog.episode.ids)
         dialog.episode.turns.append(Turn(end, end, []))
-    return order[:start]
+    return order[: len(decoding) + len(beginning)]
 
 
 def _same(one: Problem, other: Problem) -> bool:
