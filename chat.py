@@ -246,7 +246,7 @@ def _defines(tree: ast.Module, name: str) -> bool:
     for node in body:  # grows as we go, by what stands under `if` or `try`
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() if node.name == name:
-                found |= _acts([*ast.walk(node)][1:])
+                found |= _acts([*ast.walk(node)])
             case ast.ImportFrom(module=module, names=names) if module in sys.stdlib_module_names:
                 found |= name in [alias.asname or alias.name for alias in names]
             case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):

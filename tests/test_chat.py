@@ -357,3 +357,9 @@ def test_a_sum_of_hundreds_of_terms_is_no_error(terms):
     code = f"def f(n):\n    return {'n + ' * terms}1\n\nf.calls = {'1 + ' * terms}1\nprint(f(3))\n"
     assert extract_code(f"Code:\n```python\n{code}```\nDone.\n", "f") == code
     assert extract_code(f"```python\nf: object\n\n{code}```\n", "f") == f"f: object\n\n{code}"
+
+
+@pytest.mark.parametrize("after", ["def g(a):\n    a[0] = 1\n", "def f(a):\n    pass\n"])
+def test_a_function_that_only_changes_its_argument_is_an_answer(after):
+    code = "def f(a):\n    a[0] = 1\n"
+    assert extract_code(f"```python\n{code}```\nor\n```python\n{after}```\n", "f") == code
