@@ -2,7 +2,8 @@
 
 A run's directory holds `config.json`, `metrics.jsonl` (an object per iteration), `episodes.jsonl` and
 `dialogs.txt` (some episodes now and then), `best/` (the best policy on the valid split, a Hugging Face
-directory), `checkpoints/` and at the end `result.json`, `episodes.html` and, with matplotlib, `curves.png`.
+directory), `checkpoints/` and at the end `result.json`, `episodes.html` and, with matplotlib, `curves.png`;
+where it is installed, TensorBoard gets the scalars of `metrics.jsonl` in `tensorboard/`.
 
 A checkpoint has the states of networks and optimisers, written by torch's distributed checkpoint (DCP), so
 that any number of ranks can read them, and `about.json`: the run's progress, and episodes that were sampled
