@@ -250,7 +250,7 @@ def worked_example() -> None:
     episode = Episode(None, list(range(9)), turns, public_passed=True, solved=True, truncated=False, index=0)
     batch = collate([episode], torch.device("cpu"))
     show("turn of each response token", batch.turn_of_token + 1)
-    old = show("log pi_old", torch.tensor([-0.5, -0.1, -0.9, -0.2, -0.3]))  # (R,) and pi_b, as it sampled
+    old = show("log pi_old = log pi_b", torch.tensor([-0.5, -0.1, -0.9, -0.2, -0.3]))  # (R,)
     initial = show("log rho", torch.tensor([-0.7, -0.1, -1.2, -0.2, -0.3]))  # (R,)
     rewards = show("r_t", turn_rewards([episode]))  # (N,)
     kl = show("KL_t", turn_kl(old, initial, batch.turn_of_token, len(turns)))  # (N,)
