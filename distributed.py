@@ -297,7 +297,8 @@ def _shard(language_model, wrap, directory: Path, device: str, dtype: torch.dtyp
     stored_names = {id(stored[name]): name for name in sorted(stored, key=in_files.__contains__)}
     if not {id(parameter) for parameter in language_model.parameters()} <= stored_names.keys():
         way = "train it on one process in one number type (--dtype float32)"
-        raise ValueError(f"{directory} stores each expert by itself, which cannot be sharded: {way}")
+        form = "stores some weights in another form (each expert by itself)"
+        raise ValueError(f"{directory} {form} and cannot be sharded: {way}")
     network = wrap(language_model)
     names = {own: stored_names.get(id(t)) for own, t in network.state_dict(keep_vars=True).items()}
     mesh = dist.DeviceMesh.from_group(_team or dist.group.WORLD, device.partition(":")[0])
@@ -321,7 +322,10 @@ def _shard(language_model, wrap, directory: Path, device: str, dtype: torch.dtyp
     language_model.tie_weights()
     for parameter in language_model.parameters():
         parameter._is_hf_initialized = True  # it will be read
-    language_model.initialize_weights()  # rotary frequencies, an embedding's scale: computed, not stored
+    # Rotary frequencies, an embedding's scale: computed, not stored. For code that is not its own, such as
+    # FSDP2's class, transformers would leave out what a model computes for its layers.
+    language_model.is_custom_code = lambda: False
+    language_model.initialize_weights()
     wanted = {names[own]: t.detach() for own, t in network.state_dict(keep_vars=True).items() if names[own]}
     if missing := sorted(wanted.keys() - in_files):
         remedy = "save it once more with transformers' from_pretrained and save_pretrained"

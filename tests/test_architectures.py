@@ -408,7 +408,18 @@ def test_logits_of_a_bf16_model_are_computed_in_fp32_with_the_layer_s_own_gradie
 
 
 @pytest.mark.parametrize(
-    "name", ["gemma2", "gemma3n_text", "gemma4_text", "opt", "llama4_text", "gemma3", "lfm2"]
+    "name",
+    [
+        "gemma2",
+        "gemma3n_text",
+        "gemma4_text",
+        "opt",
+        "llama4_text",
+        "gemma3",
+        "lfm2",
+        "qwen3_5_text",
+        "falcon_h1",
+    ],
 )
 def test_a_sharded_model_has_the_logits_of_the_whole_one(name, tmp_path):
     model = tiny_composite() if name == "gemma3" else tiny(name)
