@@ -88,8 +88,8 @@ def _call_tests(name: str, inputs: list, outputs: list) -> list[AssertTest]:
 
 def _amount(row: dict, column: str, unit: str, example: str) -> float:
     """The number of a limit of TACO, the larger one of a range; 0 if there is none."""
-    stated = values.text(row, column)
-    match = re.fullmatch(rf"(?:[\d.]+ *- *)?(\d+(?:\.\d+)?) *{unit}", stated)
+    stated = row.get(column) or ""
+    match = re.fullmatch(rf"(?:[\d.]+ *- *)?(\d+(?:\.\d+)?) *{unit}", str(stated))
     if stated and not match:
         raise ValueError(f"{column} is {stated!r}, but must be a text such as {example!r}")
     return float(match[1]) if match else 0

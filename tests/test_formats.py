@@ -503,6 +503,7 @@ def test_integers_of_many_digits_load(tmp_path, sandbox):
             TACO | {"time_limit": "2 hours"},
             "time_limit is '2 hours', but must be a text such as '2.0 seconds'",
         ),
+        (TACO | {"time_limit": 2.0}, "time_limit is 2.0, but must be a text such as '2.0 seconds'"),
     ],
 )
 def test_ambiguous_rows_of_apps_are_refused_with_column_and_remedy(tmp_path, row, told):
