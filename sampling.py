@@ -122,6 +122,8 @@ class RaggedCache:
 
     def rearrange(self, sources: list[int | None]) -> None:
         """Row i becomes what row `sources[i]` was; None: an empty row. The other rows are dropped."""
+        if sources == [*range(len(self.lengths))]:
+            return
         moved = [row for row, source in enumerate(sources) if source not in (row, None)]
         origins = [sources[row] for row in moved]
         length = max((self.lengths[row] for row in origins), default=0)
