@@ -4,19 +4,18 @@ Paper: not in it. This replaces Llama 3.1 and CodeContests, so that all of RLEF 
 The rest of the project does not know it: `problems` is a data set, `start_model` a Hugging Face directory.
 
 A problem has a family (lists of numbers), a rule of that family (reverse the list) and a frame of up to five
-marks around the output, so programs have 3 to 8 lines. Most statements name the family only: 320 programs
-fit, and each gives another output on each test, so that one line of feedback identifies the right one. A
-tenth of the statements tell it. The parts of an input use different characters and each line of a program is
-one token: reading needs recognition, but no arithmetic. A third of a million parameters are enough.
+marks around the output. A statement names the family only: 320 programs of 3 to 8 lines fit, and each gives
+another output on each test, so that one line of feedback identifies the right one. A tenth of the statements
+tell it. A line of a program is one token: reading needs recognition, but no arithmetic.
 
-The model that RLEF starts from (toy-base/) was trained on synthetic dialogs, the warm start, in two lessons.
-The first teaches skills: to write the program that a statement or feedback tells and, as a bad example, one
-that only prints the expected output. RL can then sample and reinforce them. The second teaches habits that
-RLEF has to change: most answers are the family's first program or print the expected output; some are right.
+The model that RLEF starts from (toy-base/) was trained on synthetic dialogs, the warm start, in two lessons:
+skills that RL can sample and reinforce (to write the program that a statement or feedback tells, and one that
+only prints the expected output), then habits that RL has to change (most answers are the family's first
+program or print the expected output).
 
-RL sees only a part of the world. The test split has four groups: "seen" (rule and frame occur in RL, with
-other inputs), "new combination" (both occur, but never together), "new rule" (occurs only in the warm start,
-which teaches its name) and "told" (as seen, but the statement tells it). No input is in two splits.
+The test split has the groups "seen" (rule and frame occur in RL, with other inputs), "new combination" (both
+occur, but never together), "new rule" (occurs only in the warm start) and "told" (as seen, but the statement
+tells it). No input is in two splits.
 
 Run alone: `python toy.py` prints a dialog of the warm start; `python toy.py DIRECTORY` builds a model too.
 """
@@ -146,10 +145,7 @@ def _output(program: str, text: str) -> str:
 
 @functools.cache
 def inputs(family: Family, split: str) -> list[str]:
-    """The family's inputs in this split: the outputs of all its rules differ on each of them.
-
-    Raises: ValueError, one sentence, if the family has too few such inputs.
-    """
+    """The family's inputs on which the outputs of all its rules differ. Raises: ValueError if too few do."""
     draw = random.Random(f"{family.statement} {split}")
     size, programs = 300 if split == "train" else 40, family.programs()[:: len(FRAMES)]
     found, seen = [], set()
@@ -274,26 +270,18 @@ def _hard_coded(problem: Problem, family: Family) -> str:
 def warm_start_dialog(
     draw: random.Random,
     turn_limit: int = 3,
-    told: float = 0.1,
-    reading: float = 0.25,
-    hard_coded: float = 0.4,
-    favourite: float = 0.75,
-    faults: float = 0.1,
+    told: float = 0.1,  # share of statements that tell the program
+    reading: float = 0.25,  # share of answers that are the right program, where statement or feedback tell it
+    hard_coded: float = 0.4,  # share of answers after feedback that print the expected output it showed
+    favourite: float = 0.75,  # share of the other answers that are the family's first program, not a guess
+    faults: float = 0.1,  # share of these that are broken: two thirds are not valid Python, one third crash
 ) -> list[dict]:
-    """The chat messages of a synthetic dialog.
-
-    Args:
-        told: the share of statements that tell the program.
-        reading: the share of answers that are the right program, where statement or feedback tell it.
-        hard_coded: the share of answers after feedback that print the expected output it showed.
-        favourite: the share of the other answers that are the family's first program; the rest are guesses.
-        faults: the share of these that are broken: two thirds are not valid Python, one third crash.
-    """
+    """The chat messages of a synthetic dialog."""
     family, statement_tells, feedback_tells = draw.choice(FAMILIES), draw.random() < told, False
     problem = _problem(family, "any", statement_tells, "train", "warm start", draw)
     messages = [{"role": "user", "content": first_message(problem)}]
     for turn in range(turn_limit):
-        skill, result, program = draw.random(), None, problem.answer
+        skill, program = draw.random(), problem.answer
         if feedback_tells and reading <= skill < reading + hard_coded:
             program = _hard_coded(problem, family)
         elif skill >= reading or not (statement_tells or feedback_tells):
@@ -306,12 +294,12 @@ def warm_start_dialog(
             elif fault < faults:
                 program = program.split("\n", 1)[1]
         messages.append({"role": "assistant", "content": f"```python\n{program}```"})
-        if " =\n" not in program:
-            result = _result(program, problem.public_tests[0])
-        if turn + 1 == turn_limit or result and result.verdict == Verdict.PASSED:
+        results = None if " =\n" in program else [_result(program, problem.public_tests[0])]
+        verdict = results and results[0].verdict
+        if turn + 1 == turn_limit or verdict == Verdict.PASSED:
             break
-        messages.append({"role": "user", "content": feedback_message(problem, result and [result])})
-        feedback_tells = result is not None and result.verdict == Verdict.WRONG_ANSWER
+        messages.append({"role": "user", "content": feedback_message(problem, results)})
+        feedback_tells = verdict == Verdict.WRONG_ANSWER
     return messages
 
 
