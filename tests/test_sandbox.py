@@ -299,7 +299,7 @@ def test_no_process_survives_its_test(sandbox):
         "    os._exit(0)\n"
         "time.sleep(0.3)\nprint(1)"
     )
-    results = sandbox.run([Job(daemon, (IoTest("", "1"),), SHORT)] * 2)
+    results = sandbox.run([Job(daemon, (IoTest("", "1"),), Limits(10.0))] * 2)
     assert all(result.verdict == Verdict.PASSED for (result,) in results)
     names = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
